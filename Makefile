@@ -1,0 +1,56 @@
+# `make help` lists the targets. Each one sets up what it needs; nothing has to be installed first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+unexport DS_ACCELERATOR
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin
+SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' && echo $$p && break; done)
+MISSING = { ! $(SYSTEM_PYTHON) -c 'import ensurepip' || ! command -v g++ || ! test -e \
+	"$$($(SYSTEM_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; } >/dev/null 2>&1
+
+.PHONY: help setup demo test test-slow test-slurm lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## virtual environment in .venv with the pinned dependencies
+
+$(RUN)/python:
+	@test -n "$(SYSTEM_PYTHON)" || { echo "Python 3.10 or later is needed and none was found: install python3 (Debian: apt-get install python3 python3-venv python3-dev g++)"; exit 1; }
+	@if $(MISSING); then \
+	  packages="python3-venv python3-dev g++"; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && apt-get install -y -q $$packages; \
+	  else echo "note: venv, the Python headers or a C++ compiler are missing; if the next step fails: sudo apt-get install $$packages"; fi; fi
+	$(SYSTEM_PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml .ci/constraints.txt | $(RUN)/python
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## shards, pre-training, interruption, fine-tuning, WER, report; AUDIO=folder uses your recordings
+	$(RUN)/python launch/demo.py $(if $(AUDIO),--audio "$(AUDIO)")
+
+test: $(STAMP)  ## the tests (no GPU or Slurm needed)
+	$(RUN)/python -m pytest
+
+test-slow: $(STAMP)  ## the tests that take minutes each
+	$(RUN)/python -m pytest -m slow
+
+test-slurm: $(STAMP)  ## installs Slurm on this machine (Debian, root) and runs the tests on it
+	bash tests/slurm/install.sh
+	$(RUN)/python -m pytest -m slurm tests/slurm
+
+lint: $(STAMP)  ## ruff and mypy
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: $(STAMP)  ## let ruff format and mend what it can
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+clean:  ## remove the demo's output, caches and builds (not .venv)
+	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
