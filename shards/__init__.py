@@ -1,0 +1,1 @@
+"""Commands that turn folders of recordings into WebDataset shards."""

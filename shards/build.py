@@ -1,0 +1,300 @@
+"""Build WebDataset shards of 16 kHz mono FLAC from folders of recordings.
+
+    python shards/build.py --input LibriSpeech/train-clean-100 --output data/train --workers 8
+    python shards/build.py --input my_recordings --output data/mine --clean-text
+
+After an interruption run it again with the same arguments: it makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
+
+from shards import encode
+from shards.encode import ShardReport, build_shard
+from shards.layouts import LAYOUTS, Problem, Recording, scan
+from w2v2dist.data.index import atomic, write_index
+
+BYTES_PER_SECOND = 18_600  # speech as 16 kHz FLAC, the mean of LibriSpeech
+BYTES_PER_UTTERANCE = 2_560  # headers of two tar members, padding, labels
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Which recordings make which shard; a function of the recordings and the arguments alone."""
+
+    identity: str
+    seconds: float
+    groups: list[tuple[int, int]]  # first and last + 1 of each shard, in the order of `scan`
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", type=Path, required=True, action="append",
+        help="folder of recordings, or a manifest; may be given several times")  # fmt: skip
+    add("--output", type=Path, required=True, help="folder for the shards and their index")
+    add("--layout", choices=LAYOUTS, default="auto", help="how files and labels are named")
+    add("--shard-mb", type=float, default=512, help="size of a shard in MB (default 512)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add("--name", help="start of the shards' names (default: the output folder's)")
+    add("--max-bad-samples", type=int, default=100,
+        help="stop when more recordings or texts cannot be used (default 100)")  # fmt: skip
+    add("--clean-text", action="store_true",
+        help="texts to upper case, without accents and punctuation")  # fmt: skip
+    args = parser.parse_args(argv)
+    args.name = args.name or args.output.resolve().name
+    if args.shard_mb <= 0 or args.workers < 1 or args.max_bad_samples < 0:
+        parser.error("--shard-mb and --workers must be positive, --max-bad-samples not negative")
+    if "/" in args.name or "." in args.name:
+        parser.error(f"--name {args.name!r} must have no dot and no slash: it starts a file name")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build the shards; returns the exit code: 0, or 1 after an error, which is printed."""
+    args = parse_args(argv)
+    try:
+        with locked(args.output):
+            build(args)
+    except (ValueError, OSError) as error:
+        no_space = isinstance(error, OSError) and error.errno in NO_SPACE
+        remedy = ": free some space and run the command again; whole shards are kept"
+        text = f"no space left for {args.output}{remedy}" if no_space else str(error)
+        console.print(f"error: {text}", style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command continues with the missing shards")
+        return 130
+    return 0
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the output folder for this process. Raises ValueError where another build has it."""
+    (output / ".build").mkdir(parents=True, exist_ok=True)
+    with (output / ".build" / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another build is writing to {output}: wait for it to end") from None
+        yield
+
+
+def build(args: argparse.Namespace) -> None:
+    """Scan, plan, make missing shards, write the index and a summary. Raises ValueError."""
+    recordings, problems, layouts = scan(args.input, args.layout, args.clean_text)
+    found = ", ".join(f"{p} ({name})" for p, name in zip(args.input, layouts, strict=True))
+    console.print(f"{len(recordings)} recordings in {found}", markup=False)
+    plan = make_plan(args, recordings)
+    reports: dict[int, ShardReport] = {}
+    for k in range(len(plan.groups)):
+        report = ShardReport.read(_report_path(args, k), plan.identity)
+        if report is not None:
+            reports[k] = report
+    if reports:
+        console.print(f"{len(reports)} of {len(plan.groups)} shards are there already")
+    check_bad(args, problems, reports)
+    make_shards(args, plan, recordings, problems, reports)
+    finish(args, problems, [reports[k] for k in sorted(reports)])
+
+
+def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
+    """The plan of an earlier run where there is one, else a new one.
+
+    Raises ValueError where the output holds shards of other recordings or other arguments.
+    """
+    settings = {"name": args.name, "shard_mb": args.shard_mb, "clean_text": args.clean_text}
+    listing = hashlib.sha256()
+    for r in recordings:  # not the path: the input may have moved
+        listing.update(repr((r.key, r.source, r.num_bytes, r.text, r.speaker, r.phones)).encode())
+    settings["recordings"] = listing.hexdigest()[:16]
+    path = args.output / ".build" / "plan.json"
+    if path.exists():
+        old = json.loads(path.read_bytes())
+        changed = [k for k in settings if settings[k] != old["settings"].get(k)]
+        if changed:
+            raise ValueError(
+                f"{args.output} already holds shards of other input: {', '.join(changed)} "
+                "changed since they were begun. Use another --output, or delete that folder"
+            )
+    else:
+        if (args.output / "index.json").exists() or list(args.output.glob(f"{args.name}-*.tar")):
+            raise ValueError(f"{args.output} holds shards that are not ours: use another --output")
+        with ThreadPoolExecutor(16) as pool, console.status("reading headers"):
+            seconds = list(pool.map(_seconds, recordings))
+        groups = group(seconds, args.shard_mb * 1e6)
+        old = {"settings": settings, "seconds": sum(seconds), "groups": groups}
+        with atomic(path) as file:
+            file.write(json.dumps(old).encode())
+    identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    groups = [(first, last) for first, last in old["groups"]]
+    return Plan(identity=identity, seconds=old["seconds"], groups=groups)
+
+
+def _seconds(recording: Recording) -> float:
+    """Duration by the file's header; 0 where it cannot be read, which the worker will report."""
+    try:
+        return float(soundfile.info(recording.path).duration)
+    except (soundfile.SoundFileError, OSError):
+        return 0.0
+
+
+def group(seconds: list[float], shard_bytes: float) -> list[tuple[int, int]]:
+    """Consecutive recordings of about `shard_bytes` in all: (first, last + 1) of each shard."""
+    groups, first, size = [], 0, 0.0
+    for i, duration in enumerate(seconds):
+        estimate = duration * BYTES_PER_SECOND + BYTES_PER_UTTERANCE
+        if size and size + estimate > shard_bytes:
+            groups.append((first, i))
+            first, size = i, 0.0
+        size += estimate
+    return [*groups, (first, len(seconds))]
+
+
+def _report_path(args: argparse.Namespace, k: int) -> Path:
+    path: Path = args.output / ".build" / f"{args.name}-{k:06d}.json"
+    return path
+
+
+def check_bad(
+    args: argparse.Namespace, problems: list[Problem], reports: dict[int, ShardReport]
+) -> list[Problem]:
+    """All that was left out so far, saved in skipped.jsonl. Raises ValueError over the limit."""
+    bad = problems + [p for k in sorted(reports) for p in reports[k].skipped]
+    with atomic(args.output / "skipped.jsonl") as file:
+        file.write("".join(json.dumps(p._asdict()) + "\n" for p in bad).encode())
+    if len(bad) > args.max_bad_samples:
+        shown = "\n  ".join(f"{p.source}: {p.reason}" for p in bad[:5])
+        raise ValueError(
+            f"{len(bad)} recordings or texts cannot be used but --max-bad-samples is "
+            f"{args.max_bad_samples}: mend them or raise it. All are listed in "
+            f"{args.output / 'skipped.jsonl'}, the first are\n  {shown}"
+        )
+    return bad
+
+
+def make_shards(
+    args: argparse.Namespace,
+    plan: Plan,
+    recordings: list[Recording],
+    problems: list[Problem],
+    reports: dict[int, ShardReport],
+) -> None:
+    """Build what is missing of the plan, each shard in one worker process, into `reports`."""
+    missing = [k for k in range(len(plan.groups)) if k not in reports]
+    if not missing:
+        return
+    context = multiprocessing.get_context("spawn")  # safe beside threads; workers start bare
+    done = context.Value("d", 0.0)
+    workers = min(args.workers, len(missing))
+    pool: Executor
+    if args.workers == 1:
+        pool = ThreadPoolExecutor(1, "build", encode.set_progress, (done,))
+    else:
+        pool = ProcessPoolExecutor(workers, context, encode.set_progress, (done,))
+    columns = ("{task.description}", "{task.fields[hours]}", "{task.fields[rate]}")
+    bar = Progress(BarColumn(), *map(TextColumn, columns), TimeRemainingColumn(), console=console)
+    try:
+        with bar:
+            share = len(missing) / len(plan.groups)  # of the whole, roughly
+            task = bar.add_task("shards", total=plan.seconds * share or None, hours="", rate="")
+            futures: dict[Future[ShardReport], int] = {}
+            for k in missing:
+                first, last = plan.groups[k]
+                name = _report_path(args, k).stem
+                job = pool.submit(
+                    build_shard, args.output, name, recordings[first:last], plan.identity
+                )
+                futures[job] = k
+            while futures:
+                finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    reports[futures.pop(future)] = future.result()
+                if finished:
+                    check_bad(args, problems, reports)
+                hours = done.value / 3600
+                rate = hours / max(1e-9, bar.tasks[task].elapsed or 0)
+                text = f"{len(reports)}/{len(plan.groups)} shards"
+                bar.update(task, completed=done.value, description=text,
+                           hours=f"{hours:.2f} h", rate=f"{rate:.3f} h/s")  # fmt: skip
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process died, most likely for want of memory: run the command again with "
+            "fewer --workers; whole shards are kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def finish(args: argparse.Namespace, problems: list[Problem], reports: list[ShardReport]) -> None:
+    """Write the index and say what is in it. Raises ValueError where there is nothing."""
+    bad = check_bad(args, problems, dict(enumerate(reports)))
+    entries = [r.entry for r in reports if r.entry is not None]
+    num_samples = sum(sum(entry.num_samples) for entry in entries)
+    speakers = {s for entry in entries for s in entry.speakers}
+    summary: dict[str, Any] = {
+        "hours": round(num_samples / 16_000 / 3600, 4),
+        "utterances": sum(len(entry.keys) for entry in entries),
+        "with_text": sum(r.num_with_text for r in reports),
+        "speakers": len(speakers - {None}),
+        "shards": len(entries),
+        "bytes": sum(entry.bytes for entry in entries),
+        "recordings_cut": sum(r.num_cut for r in reports),
+        "texts_dropped_by_cutting": sum(r.num_texts_dropped for r in reports),
+        "hours_of_silence_left_out": round(sum(r.silence_s for r in reports) / 3600, 4),
+        "skipped": len(bad),
+    }
+    if not entries:
+        raise ValueError(f"no recording could be used: see {args.output / 'skipped.jsonl'}")
+    fingerprint = write_index(args.output, args.name, entries, summary)
+    for key, value in summary.items():
+        console.print(f"{key.replace('_', ' '):>26}  {value:,}", markup=False)
+    for reason, count in Counter(p.reason.partition(":")[0] for p in bad).most_common():
+        example = next(p.source for p in bad if p.reason.startswith(reason))
+        console.print(
+            f"skipped {count} × {reason}, such as {example}", style="yellow", markup=False
+        )
+    if summary["texts_dropped_by_cutting"]:
+        console.print("warning: cut recordings lost their text, whose alignment is unknown",
+                      style="yellow")  # fmt: skip
+    console.print(f"wrote {args.output / 'index.json'} (fingerprint {fingerprint})", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

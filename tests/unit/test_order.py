@@ -1,0 +1,173 @@
+"""The order of the data is a pure function, every sample is used once an epoch, and any world size
+sees the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2v2dist.config import ConfigError, from_dict
+from w2v2dist.data.index import ShardEntry, ShardIndex, write_index
+from w2v2dist.data.order import DataConfig, DataOrder, MicroBatch, validation_batches
+from w2v2dist.distributed import VirtualRanks
+
+
+def make_index(folder: Path, lengths: list[list[int]]) -> ShardIndex:
+    """An index of shards with utterances of the given lengths; no audio is ever needed."""
+    entries = []
+    for k, shard in enumerate(lengths):
+        n = len(shard)
+        entry = ShardEntry(path=f"x-{k:06d}.tar", bytes=1, sha256="")
+        entry.keys = [f"{k}-{i}" for i in range(n)]
+        entry.speakers = [None] * n
+        entry.num_samples = shard
+        entry.offset = entry.size = entry.label_offset = entry.label_size = [0] * n
+        entries.append(entry)
+    write_index(folder, "x", entries, {})
+    return ShardIndex.load(folder)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> ShardIndex:
+    rng = np.random.default_rng(0)
+    return make_index(
+        tmp_path, [rng.integers(10_000, 200_000, n).tolist() for n in (50, 3, 120, 0, 77)]
+    )
+
+
+CONFIG = DataConfig(
+    virtual_world_size=6,
+    max_samples_per_slot=300_000,
+    max_crop=100_000,
+    min_samples=32_000,
+    shuffle_window=20,
+)
+
+
+def stream(order: DataOrder, slot: int, num_epochs: int) -> list[MicroBatch]:
+    out = []
+    step = 1
+    while (micro := order.micro_batch(step, slot)).epoch < num_epochs:
+        out.append(micro)
+        step += 1
+    return out
+
+
+def test_every_eligible_utterance_is_used_exactly_once_an_epoch(index: ShardIndex) -> None:
+    order = DataOrder(index, CONFIG, seed=3, crop=True)
+    for epoch in range(3):
+        used = Counter(
+            int(i)
+            for slot in range(6)
+            for m in stream(order, slot, 3)
+            if m.epoch == epoch
+            for i in m.ids
+        )
+        assert used == Counter(np.flatnonzero(index.num_samples >= 32_000).tolist())
+
+
+def test_epochs_and_seeds_differ(index: ShardIndex) -> None:
+    def first(seed: int, epoch: int) -> list[list[int]]:
+        order = DataOrder(index, CONFIG, seed=seed, crop=True)
+        return [m.ids.tolist() for m in stream(order, 0, epoch + 1) if m.epoch == epoch]
+
+    assert first(1, 0) == first(1, 0)
+    assert first(1, 0) != first(1, 1)
+    assert first(1, 0) != first(2, 0)
+
+
+def test_a_jump_to_a_step_gives_what_a_walk_gives(index: ShardIndex) -> None:
+    walked = DataOrder(index, CONFIG, seed=1, crop=True)
+    for step in range(1, 60):
+        expected = walked.micro_batch(step, 2)
+    jumped = DataOrder(index, CONFIG, seed=1, crop=True).micro_batch(59, 2)
+    assert jumped.epoch == expected.epoch >= 2
+    for name in ("ids", "starts", "num_samples"):
+        assert getattr(jumped, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_crops_have_one_length_fit_the_audio_and_respect_the_limits(index: ShardIndex) -> None:
+    order = DataOrder(index, CONFIG, seed=1, crop=True)
+    starts = []
+    for micro in stream(order, 1, 2):
+        assert len(set(micro.num_samples.tolist())) == 1
+        assert (micro.starts >= 0).all()
+        assert (micro.starts + micro.num_samples <= index.num_samples[micro.ids]).all()
+        assert micro.num_samples[0] <= CONFIG.max_crop
+        assert micro.num_samples.sum() <= CONFIG.max_samples_per_slot
+        assert (index.num_samples[micro.ids] >= CONFIG.min_samples).all()
+        starts += micro.starts.tolist()
+    assert len(set(starts)) > 10
+
+
+def test_crop_multiple_leaves_few_shapes(index: ShardIndex) -> None:
+    config = DataConfig(
+        virtual_world_size=2,
+        max_samples_per_slot=300_000,
+        max_crop=100_000,
+        min_samples=32_000,
+        crop_multiple=16_000,
+    )
+    order = DataOrder(index, config, seed=1, crop=True)
+    lengths = {int(m.num_samples[0]) for m in stream(order, 0, 1)}
+    assert lengths <= {32_000, 48_000, 64_000, 80_000, 96_000}
+
+
+def test_fine_tuning_uses_whole_utterances_and_leaves_out_longer_ones(index: ShardIndex) -> None:
+    order = DataOrder(index, CONFIG, seed=1, crop=False)
+    for micro in stream(order, 0, 1):
+        assert micro.num_samples.tolist() == index.num_samples[micro.ids].tolist()
+        assert (micro.num_samples <= CONFIG.max_crop).all() and not micro.starts.any()
+
+
+def test_length_groups_waste_little(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    index = make_index(tmp_path, [rng.integers(32_000, 240_000, 2000).tolist()])
+    config = DataConfig(virtual_world_size=2, max_samples_per_slot=1_400_000, max_crop=250_000)
+    order = DataOrder(index, config, seed=1, crop=True)
+    used = sum(int(m.num_samples.sum()) for s in (0, 1) for m in stream(order, s, 1))
+    assert used / int(index.num_samples.sum()) > 0.97  # cropping to the shortest loses under 3 %
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_slots=st.integers(1, 40), world_size=st.integers(1, 40))
+def test_slots_are_partitioned_over_any_world_size(num_slots: int, world_size: int) -> None:
+    virtual = VirtualRanks(num_slots)
+    if world_size > num_slots:
+        with pytest.raises(
+            ValueError, match=rf"virtual_world_size is {num_slots} .* {world_size} processes"
+        ):
+            virtual.slots(0, world_size)
+        return
+    mine = [virtual.slots(r, world_size) for r in range(world_size)]
+    assert len({len(s) for s in mine}) == 1  # collectives stay aligned
+    assert sorted(s for slots in mine for s in slots if s is not None) == list(range(num_slots))
+
+
+def test_validation_uses_every_utterance_once_whatever_its_length(index: ShardIndex) -> None:
+    micro = validation_batches(index, CONFIG, crop=False)
+    assert sorted(int(i) for m in micro for i in m.ids) == list(range(len(index)))
+
+
+def test_too_few_utterances_for_the_slots_is_an_error(index: ShardIndex) -> None:
+    config = DataConfig(virtual_world_size=1000)
+    with pytest.raises(ValueError, match=r"hold \d+ utterances .* data.virtual_world_size is 1000"):
+        DataOrder(index, config, seed=1, crop=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_crop": 2_000_000}, "max_crop is 2000000 but must be at most max_samples_per_slot"),
+        ({"min_samples": 300_000}, "min_samples is 300000 but must be at most max_crop"),
+        ({"virtual_world_size": 0}, "virtual_world_size is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(values: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(DataConfig, values, "data.")

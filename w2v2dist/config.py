@@ -1,0 +1,197 @@
+"""YAML files and `key=value` overrides to frozen dataclasses, with errors that name the nearest
+key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value, the rule and the
+    remedy."""
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read one YAML file; its `base:` key (a path relative to it) is read first and overlaid by the
+    file."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"configuration {path} does not exist{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not valid YAML: {error}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of keys to values")
+    base = content.pop("base", None)
+    return content if base is None else merge(read_yaml(path.parent / str(base)), content)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Overlay nested mappings: a value of `over` wins, mappings are merged key by key."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """`["data.seed=1", "model.num_layers=2"]` to nested mappings; values are read as YAML."""
+    out: dict[str, Any] = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError(
+                f"override {text!r} must have the form key=value, for example data.num_workers=4"
+            )
+        node: Any = yaml.safe_load(value) if value else None
+        for part in reversed(key.split(".")):
+            node = {part: node}
+        out = merge(out, node)
+    return out
+
+
+def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
+    """Read `path`, overlay `overrides`, and build the dataclass `cls`. Raises ConfigError."""
+    return from_dict(cls, merge(read_yaml(path), parse_overrides(overrides or [])))
+
+
+def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
+    """Build the (nested) dataclass `cls` from plain values, checking every key and type."""
+    hints = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
+            hint = (
+                f"did you mean {prefix}{near[0]}?" if near else f"the keys are: {', '.join(names)}"
+            )
+            raise ConfigError(f"{prefix}{key} is not a configuration key; {hint}")
+        kwargs[key] = _convert(hints[key], value, f"{prefix}{key}")
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.name not in kwargs and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(
+            f"{prefix}{missing[0]} is missing: add it to the file or pass "
+            f"{prefix}{missing[0]}=VALUE"
+        )
+    try:
+        return cls(**kwargs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{prefix.rstrip('.') or 'configuration'}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = [a for a in get_args(hint) if a is not type(None)]
+        if value is None and len(options) < len(get_args(hint)):
+            return None
+        return _convert(options[0], value, key)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise _wrong(key, value, "a mapping")
+        return from_dict(hint, value, f"{key}.")
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise _wrong(key, value, "one of " + ", ".join(repr(a) for a in get_args(hint)))
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _wrong(key, value, "a list")
+        item = get_args(hint)[0]
+        return tuple(_convert(item, v, f"{key}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(key, value, "a mapping")
+        item = get_args(hint)[1]
+        return {str(k): _convert(item, v, f"{key}.{k}") for k, v in value.items()}
+    return _scalar(hint, value, key)
+
+
+def _scalar(hint: Any, value: Any, key: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is float:  # PyYAML reads 3e-4 as a string
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif hint is int:
+        if isinstance(value, bool):
+            raise _wrong(key, value, "a whole number")
+        try:
+            if isinstance(value, (int, float, str)) and float(value) == int(float(value)):
+                return int(value) if isinstance(value, int) else int(float(value))
+        except (ValueError, OverflowError):
+            pass
+    elif hint is str:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+    elif isinstance(value, hint):
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise _wrong(key, value, names.get(hint, str(hint)))
+
+
+def _wrong(key: str, value: Any, rule: str) -> ConfigError:
+    return ConfigError(f"{key} is {value!r} but must be {rule}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as plain values that YAML and JSON can hold (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML, in the order of its fields."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to one level: `{"a": {"b": 1}}` to `{"a.b": 1}`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out.update(flatten(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys (dotted) whose values differ, with both values."""
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}

@@ -1,0 +1,310 @@
+"""The index of a folder of shards: which utterance lies where, without opening a tar.
+
+`index.json` names the shards; the columns beside it, `index.COLUMN.npy`, are memory-mapped, so that
+millions of utterances open at once and the processes of a node share the pages. Utterances
+are in shard order, then in the order of the tar.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from w2v2dist.data.audio import flac_num_samples
+
+VERSION = 1
+# speaker: position in index.json's "speakers", -1 unknown · label_size: 0 without a .json member
+COLUMNS = {
+    "shard": "<u4",
+    "offset": "<u8",
+    "size": "<u4",
+    "num_samples": "<u4",
+    "label_offset": "<u8",
+    "label_size": "<u4",
+    "speaker": "<i4",
+}
+REBUILD = "run shards/build.py again with the same arguments (it makes only what is missing)"
+
+Column = NDArray[Any]
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardEntry:
+    """What the index holds of one tar; the lists have one item an utterance, in its order."""
+
+    path: str
+    bytes: int
+    sha256: str
+    keys: list[str] = field(default_factory=list)
+    speakers: list[str | None] = field(default_factory=list)
+    offset: list[int] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    num_samples: list[int] = field(default_factory=list)
+    label_offset: list[int] = field(default_factory=list)
+    label_size: list[int] = field(default_factory=list)
+
+
+def index_shard(path: Path) -> ShardEntry:
+    """Read headers, labels and checksum of a tar. Raises ValueError where it is not whole."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    entry = ShardEntry(path=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+    labels: dict[str, tuple[int, int, str | None]] = {}
+    try:
+        with tarfile.open(path, mode="r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                data = tar.extractfile(member)
+                if data is None:
+                    continue
+                if extension == "flac":
+                    entry.keys.append(key)
+                    entry.offset.append(member.offset_data)
+                    entry.size.append(member.size)
+                    entry.num_samples.append(flac_num_samples(data.read(26)))
+                elif extension == "json":
+                    speaker = json.loads(data.read()).get("speaker")
+                    labels[key] = (member.offset_data, member.size, speaker)
+    except (tarfile.TarError, ValueError, AttributeError) as error:
+        raise ValueError(f"shard {path} is damaged ({error}): delete it and {REBUILD}") from None
+    for key in entry.keys:
+        offset, size, speaker = labels.get(key, (0, 0, None))
+        entry.label_offset.append(offset)
+        entry.label_size.append(size)
+        entry.speakers.append(speaker)
+    return entry
+
+
+def write_index(
+    folder: Path, name: str, shards: Sequence[ShardEntry], summary: dict[str, Any]
+) -> str:
+    """Write the index of `shards`, tars in `folder`; returns its fingerprint."""
+    speakers = sorted({s for shard in shards for s in shard.speakers if s is not None})
+    number = {s: i for i, s in enumerate(speakers)}
+    parts: dict[str, list[Column]] = {c: [np.zeros(0, dtype)] for c, dtype in COLUMNS.items()}
+    for position, shard in enumerate(shards):
+        for column, dtype in COLUMNS.items():
+            values: Sequence[int]
+            if column == "shard":
+                values = [position] * len(shard.keys)
+            elif column == "speaker":
+                values = [-1 if s is None else number[s] for s in shard.speakers]
+            else:
+                values = getattr(shard, column)
+            parts[column].append(np.asarray(values, dtype))
+    columns = {column: np.concatenate(values) for column, values in parts.items()}
+    encoded = [key.encode() for shard in shards for key in shard.keys]
+    columns["key_end"] = np.cumsum([len(key) for key in encoded], dtype="<u8")
+    keys = b"".join(encoded)
+    for column, array in columns.items():
+        with atomic(folder / f"index.{column}.npy") as file:
+            np.save(file, array)
+    with atomic(folder / "index.keys.txt") as file:
+        file.write(keys)
+    names = [shard.path for shard in shards]
+    content = {
+        "version": VERSION,
+        "name": name,
+        "num_samples_total": int(columns["num_samples"].sum(dtype=np.int64)),
+        "num_utterances": len(encoded),
+        "shards": [
+            {"path": s.path, "num_utterances": len(s.keys), "bytes": s.bytes, "sha256": s.sha256}
+            for s in shards
+        ],
+        "speakers": speakers,
+        "fingerprint": _fingerprint(columns, keys, names),
+        "summary": summary,
+    }
+    with atomic(folder / "index.json") as file:  # last: a folder with an index.json is complete
+        file.write(json.dumps(content, indent=1).encode())
+    return str(content["fingerprint"])
+
+
+def _fingerprint(columns: dict[str, Column], keys: bytes, shard_names: Sequence[str]) -> str:
+    digest = hashlib.sha256("\n".join(shard_names).encode())
+    for column in [*COLUMNS, "key_end"]:
+        digest.update(np.ascontiguousarray(columns[column]).data)
+    digest.update(keys)
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file for writing that appears under its name whole and durable, or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the rename, too, must outlive a power cut
+        os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class ShardIndex:
+    """The utterances of one or several folders of shards; columns are arrays of `len(index)`.
+
+    `shard_first` (num_shards + 1): shard k holds shard_first[k] … shard_first[k + 1] - 1.
+    """
+
+    shard: Column
+    offset: Column
+    size: Column
+    num_samples: Column
+    label_offset: Column
+    label_size: Column
+    speaker: Column
+
+    def __init__(self, folder: Path, content: dict[str, Any], columns: dict[str, Column]) -> None:
+        self.folders = str(folder)  # separated by commas, as for load_many
+        self.name = str(content["name"])
+        self.fingerprint = str(content["fingerprint"])
+        self.speakers: list[str] = content["speakers"]
+        self.shard_paths = [folder / shard["path"] for shard in content["shards"]]
+        self.shard_bytes = [int(shard["bytes"]) for shard in content["shards"]]
+        self.shard_sha256 = [str(shard["sha256"]) for shard in content["shards"]]
+        counts = [shard["num_utterances"] for shard in content["shards"]]
+        self.shard_first: NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)
+        self._set(columns)
+        # (first utterance, key_end, bytes of the keys) of each folder
+        self._keys: list[tuple[int, Column, Column]] = []
+
+    def _set(self, columns: dict[str, Column]) -> None:
+        for column in COLUMNS:
+            setattr(self, column, columns[column])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ShardIndex:
+        """Open the index of `folder`. Raises ValueError where it is missing or inconsistent."""
+        folder = Path(folder)
+        path = folder / "index.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != VERSION:
+                raise ValueError(f"its version is {content['version']}, not {VERSION}")
+            columns = {
+                c: np.load(folder / f"index.{c}.npy", mmap_mode="r") for c in [*COLUMNS, "key_end"]
+            }
+            index = cls(folder, content, columns)
+            wrong = [c for c, array in columns.items() if len(array) != index.shard_first[-1]]
+            num_bytes = int(columns["key_end"][-1]) if len(index) else 0
+            if wrong or (folder / "index.keys.txt").stat().st_size != num_bytes:
+                raise ValueError(f"columns {', '.join(wrong) or 'keys'} have another size")
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{folder} holds no shard index ({Path(error.filename).name} is missing): "
+                f"build it with python shards/build.py --input AUDIO --output {folder}"
+            ) from None
+        except (EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the shard index {path} cannot be used ({error}): delete it and {REBUILD}"
+            ) from None
+        empty = np.zeros(0, np.uint8)
+        keys = np.memmap(folder / "index.keys.txt", np.uint8, mode="r") if num_bytes else empty
+        index._keys = [(0, columns["key_end"], keys)]
+        return index
+
+    @classmethod
+    def load_many(cls, folders: str | Path) -> ShardIndex:
+        """Open `folders` (separated by commas) as one index; columns of several are copied."""
+        parts = [cls.load(folder.strip()) for folder in str(folders).split(",") if folder.strip()]
+        if not parts:
+            raise ValueError("no shard folder is named: give one that shards/build.py wrote")
+        index = parts[0]
+        if len(parts) == 1:
+            return index
+        index.folders = ",".join(part.folders for part in parts)
+        index.name = "+".join(part.name for part in parts)
+        joined = "".join(part.fingerprint for part in parts)
+        index.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
+        speakers = sorted({s for part in parts for s in part.speakers})
+        number = {s: i for i, s in enumerate(speakers)}
+        first_shard = np.cumsum([0, *(len(part.shard_paths) for part in parts)])
+        first = np.cumsum([0, *(len(part) for part in parts)])
+        columns = {c: np.concatenate([getattr(part, c) for part in parts]) for c in COLUMNS}
+        for part, a, b, k in zip(parts, first[:-1], first[1:], first_shard[:-1], strict=True):
+            columns["shard"][a:b] += np.uint32(k)
+            translate = np.array([*(number[s] for s in part.speakers), -1], np.int32)  # -1 stays -1
+            columns["speaker"][a:b] = translate[part.speaker]
+        starts = list(zip(parts, first[:-1].tolist(), strict=True))
+        index._keys = [(a, *part._keys[0][1:]) for part, a in starts]
+        index.shard_first = np.concatenate([[0], *(part.shard_first[1:] + a for part, a in starts)])
+        for part in parts[1:]:
+            index.shard_paths += part.shard_paths
+            index.shard_bytes += part.shard_bytes
+            index.shard_sha256 += part.shard_sha256
+        index.speakers = speakers
+        index._set(columns)
+        return index
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        # Another process maps the files itself; pickled columns would be copies.
+        return ShardIndex.load_many, (self.folders,)
+
+    def __len__(self) -> int:
+        return int(self.shard_first[-1])
+
+    def key(self, i: int) -> str:
+        """The key of utterance `i`: the name of its members in the tar, without extension."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"utterance {i} is not in an index of {len(self)}")
+        part = bisect.bisect_right(self._keys, i, key=lambda part: part[0]) - 1
+        first, ends, keys = self._keys[part]
+        j = i - first
+        return bytes(keys[int(ends[j - 1]) if j else 0 : int(ends[j])]).decode()
+
+    def keys(self) -> Iterator[str]:
+        """All keys, in order."""
+        return (self.key(i) for i in range(len(self)))
+
+    def check_shard_sizes(self) -> None:
+        """Raise ValueError naming shards that are missing or differ in size, and the remedy."""
+        found = (self.shard_problem(k) for k in range(len(self.shard_paths)))
+        problems = [problem for problem in found if problem is not None]
+        if problems:
+            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+            raise ValueError("; ".join(problems[:5]) + more)
+
+    def shard_problem(self, k: int) -> str | None:
+        """What is wrong with the size of shard `k`, and the remedy; None where nothing is."""
+        path, stated = self.shard_paths[k], self.shard_bytes[k]
+        if not path.exists():
+            return f"shard {path} is missing: copy it again, or {REBUILD}"
+        actual = path.stat().st_size
+        if actual == stated:
+            return None
+        what = "was cut short" if actual < stated else "is another file than the indexed one"
+        return (
+            f"shard {path} {what} ({actual} bytes, the index says {stated}): copy it again, or "
+            f"delete it and {REBUILD}"
+        )
+
+    def index_problem(self) -> str | None:
+        """What the fingerprint of one folder's index shows (reads all columns); None: nothing."""
+        columns = {c: getattr(self, c) for c in COLUMNS} | {"key_end": self._keys[0][1]}
+        names = [path.name for path in self.shard_paths]
+        actual = _fingerprint(columns, self._keys[0][2].tobytes(), names)
+        if actual == self.fingerprint:
+            return None
+        folder = self.shard_paths[0].parent if self.shard_paths else "the folder"
+        return (
+            f"the index in {folder} was changed (its columns have fingerprint {actual}, index.json "
+            f"says {self.fingerprint}): delete index.json and {REBUILD}"
+        )

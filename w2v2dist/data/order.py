@@ -1,0 +1,195 @@
+"""The order of the data: (seed, step, slot) -> micro-batch, a pure function of configuration and
+index.
+
+Every slot reads its own stream. In each epoch the shards are permuted by (seed, epoch), their
+utterances laid end
+to end, and the line is cut into `virtual_world_size` equal ranges; slot s has the s-th. Nothing
+here reads audio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from w2v2dist.data.index import ShardIndex
+from w2v2dist.keyed import keyed_rng
+
+Array = npt.NDArray[np.int64]
+SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Shards and micro-batches. Audio lengths are in samples at 16 kHz."""
+
+    train: str | None = None  # folder with index.json; several separated by commas
+    valid: str | None = None
+    virtual_world_size: int = 64  # micro-batches (slots) of one step, on any number of GPUs
+    max_samples_per_slot: int = 1_400_000
+    max_crop: int = 250_000  # pre-training crops to it; fine-tuning leaves longer utterances out
+    min_samples: int = 32_000  # shorter utterances are left out
+    crop_multiple: int = 1  # crops are rounded down to a multiple of it: fewer shapes
+    normalize: bool = False  # utterances to zero mean and unit variance
+    shuffle_window: int = 10_000  # utterances
+    num_workers: int = 4
+    prefetch: int = 4
+    max_bad_samples: int = 100
+    tokens: Literal["letters", "phones"] = "letters"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "virtual_world_size",
+            "max_crop",
+            "min_samples",
+            "crop_multiple",
+            "shuffle_window",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.max_crop > self.max_samples_per_slot:
+            raise ValueError(
+                f"max_crop is {self.max_crop} but must be at most max_samples_per_slot "
+                f"({self.max_samples_per_slot}): one utterance has to fit into a micro-batch"
+            )
+        if self.min_samples > self.max_crop:
+            raise ValueError(
+                f"min_samples is {self.min_samples} but must be at most max_crop ({self.max_crop})"
+            )
+        if self.crop_multiple > self.min_samples:
+            raise ValueError(
+                f"crop_multiple is {self.crop_multiple} but must be at most min_samples"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """The utterances of one slot at one step: index rows, and what part of each is used (in
+    samples)."""
+
+    step: int
+    slot: int
+    epoch: int
+    ids: Array
+    starts: Array
+    num_samples: Array
+
+
+class DataOrder:
+    """Which utterances, in which crops, slot `slot` uses at step `step` (1 is the first).
+
+    With `crop`, every utterance of a micro-batch is cropped to the shortest of them, so nothing is
+    padded
+    (pre-training); without, utterances stay whole (fine-tuning).
+    """
+
+    def __init__(self, index: ShardIndex, config: DataConfig, seed: int, crop: bool) -> None:
+        self.index, self.config, self.seed, self.crop = index, config, seed, crop
+        keep = index.num_samples >= config.min_samples
+        if not crop:
+            keep &= index.num_samples <= config.max_crop
+        self._eligible = keep
+        # Utterances of each shard that pass the length filter
+        self._count = np.array(
+            [
+                int(keep[a:b].sum())
+                for a, b in zip(index.shard_first[:-1], index.shard_first[1:], strict=True)
+            ]
+        )
+        self.num_eligible = int(self._count.sum())
+        if self.num_eligible < config.virtual_world_size:
+            raise ValueError(
+                f"the shards hold {self.num_eligible} utterances of {config.min_samples} samples "
+                f"or more but "
+                f"data.virtual_world_size is {config.virtual_world_size}, and each slot needs "
+                f"one: add audio, or "
+                "lower data.virtual_world_size or data.min_samples"
+            )
+        self._first_of_epoch: dict[int, list[int]] = {}
+        self._plan = lru_cache(maxsize=2 * config.virtual_world_size)(self._make_plan)
+
+    def micro_batch(self, step: int, slot: int) -> MicroBatch:
+        """The micro-batch of a slot at a step; steps before it are not visited, only counted."""
+        epoch, position = self._locate(step, slot)
+        ids = self._plan(epoch, slot)[position]
+        if not self.crop:
+            num = self.index.num_samples[ids].astype(np.int64)
+            return MicroBatch(step, slot, epoch, ids, np.zeros_like(num), num)
+        full = self.index.num_samples[ids].astype(np.int64)
+        size = min(int(full.min()), self.config.max_crop)
+        size -= size % self.config.crop_multiple
+        starts = [
+            int(keyed_rng(self.seed, "crop", epoch, int(i)).integers(0, int(n) - size + 1))
+            for i, n in zip(ids, full, strict=True)
+        ]
+        return MicroBatch(step, slot, epoch, ids, np.array(starts), np.full(len(ids), size))
+
+    def _locate(self, step: int, slot: int) -> tuple[int, int]:
+        """Epoch of the slot's stream and position inside it."""
+        first = self._first_of_epoch.setdefault(slot, [0])
+        while first[-1] < step:
+            first.append(first[-1] + len(self._plan(len(first) - 1, slot)))
+        epoch = int(np.searchsorted(first, step - 1, side="right")) - 1
+        return epoch, step - 1 - first[epoch]
+
+    def _slot_ids(self, epoch: int, slot: int) -> Array:
+        """Eligible utterances of the slot's range of the epoch's line of shards."""
+        shards = keyed_rng(self.seed, "shards", epoch).permutation(len(self._count))
+        ends = np.cumsum(self._count[shards])
+        low, high = (
+            self.num_eligible * s // self.config.virtual_world_size for s in (slot, slot + 1)
+        )
+        parts = []
+        for k in range(int(np.searchsorted(ends, low, side="right")), len(shards)):
+            start = int(ends[k] - self._count[shards[k]])
+            if start >= high:
+                break
+            first, last = (int(self.index.shard_first[shards[k] + j]) for j in (0, 1))
+            ids = first + np.flatnonzero(self._eligible[first:last])
+            parts.append(ids[max(0, low - start) : high - start])
+        return np.concatenate(parts).astype(np.int64)
+
+    def _make_plan(self, epoch: int, slot: int) -> list[Array]:
+        """The micro-batches of one slot in one epoch, in order."""
+        ids = self._slot_ids(epoch, slot)
+        plan: list[Array] = []
+        for low in range(0, len(ids), self.config.shuffle_window):
+            rng = keyed_rng(self.seed, "window", epoch, slot, low)
+            window = rng.permutation(ids[low : low + self.config.shuffle_window])
+            batches = batch_by_size(window, self.index.num_samples, self.config)
+            plan += [batches[i] for i in rng.permutation(len(batches))]
+        return plan
+
+
+def batch_by_size(
+    ids: Array, num_samples: npt.NDArray[np.uint32], config: DataConfig
+) -> list[Array]:
+    """Group utterances by length into micro-batches of at most `max_samples_per_slot` (count ×
+    longest)."""
+    sizes = np.minimum(num_samples[ids], config.max_crop).astype(np.int64)
+    by_size = np.argsort(-sizes, kind="stable")  # equal lengths stay in the shuffled order
+    batches, first = [], 0
+    while first < len(ids):
+        count = max(1, config.max_samples_per_slot // int(sizes[by_size[first]]))
+        batches.append(ids[by_size[first : first + count]])
+        first += count
+    return batches
+
+
+def validation_batches(index: ShardIndex, config: DataConfig, crop: bool) -> list[MicroBatch]:
+    """Every utterance of a validation set once, longest first; `slot` is the number of the micro-
+    batch.
+
+    With `crop`, the middle `max_crop` samples at most of an utterance are used; without, all of it.
+    """
+    keep = np.flatnonzero(index.num_samples >= (config.min_samples if crop else 1)).astype(np.int64)
+    out = []
+    for slot, ids in enumerate(batch_by_size(keep, index.num_samples, config)):
+        full = index.num_samples[ids].astype(np.int64)
+        size = np.full(len(ids), min(int(full.min()), config.max_crop)) if crop else full
+        out.append(MicroBatch(0, slot, 0, ids, (full - size) // 2, size))
+    return out

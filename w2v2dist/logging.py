@@ -1,0 +1,79 @@
+"""Logs of a run folder: metrics.jsonl, events.jsonl, TensorBoard, the console (rank 0 writes)."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line; NaN and infinity become null so that every reader can parse
+    it."""
+    clean = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(clean) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every complete line of a JSON-lines file ([] where there is none); a half-written last line
+    is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # the process died while it wrote this line
+            continue
+    return records
+
+
+class RunLogger:
+    """Writes the logs of a run folder; nothing where `enabled` is false (other ranks than 0)."""
+
+    def __init__(self, run_dir: Path, enabled: bool = True) -> None:
+        self.run_dir = run_dir
+        self.enabled = enabled
+        self._board: SummaryWriter | None = None
+        if enabled:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Append a record (it has `step`) to metrics.jsonl and its numbers to TensorBoard."""
+        if not self.enabled:
+            return
+        append_jsonl(self.run_dir / "metrics.jsonl", record)
+        assert self._board is not None
+        for key, value in record.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self._board.add_scalar(key, value, record["step"])
+        self._board.flush()
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Append to events.jsonl and say it on the console."""
+        if not self.enabled:
+            return
+        record = {"event": name, "time": round(time.time(), 3), **fields}
+        append_jsonl(self.run_dir / "events.jsonl", record)
+        self.say(f"[{name}] " + " ".join(f"{k}={v}" for k, v in fields.items()))
+
+    def say(self, text: str) -> None:
+        """Print a line on the console."""
+        if self.enabled:
+            console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()

@@ -1,0 +1,33 @@
+"""Signals set a flag; the ranks agree on it at a step boundary and save together (never inside a
+handler)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again to continue
+
+
+class PreemptionFlag:
+    """The number of the last signal of SIGNALS that this process received, 0 for none."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+
+    def set(self, number: int, frame: FrameType | None = None) -> None:
+        """Signal handler: remember the signal, do nothing else."""
+        self.signal_number = max(self.signal_number, int(number))
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[PreemptionFlag]:
+        """Handle SIGNALS by setting this flag for the duration of the block."""
+        previous = {number: signal.signal(number, self.set) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
