@@ -1,0 +1,108 @@
+"""Architecture, masking and loss settings of wav2vec 2.0; the defaults are BASE on LibriSpeech 960
+h."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from w2v2dist.schedules import TemperatureConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wav2Vec2Config:
+    """Everything that defines the model (paper: sections 2, 3 and 4.2). Raises ValueError naming
+    field and rule."""
+
+    # feature encoder
+    conv_channels: int = 512
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_bias: bool = False
+    extractor_norm: Literal["group", "layer"] = "group"  # group: layer 0 only
+    feature_grad_mult: float = 0.1  # gradient multiplier of the feature encoder; 0 freezes it
+    # context network
+    num_layers: int = 12
+    embed_dim: int = 768
+    ffn_dim: int = 3072
+    num_heads: int = 12
+    norm_first: bool = False
+    pos_conv_kernel: int = 128
+    pos_conv_groups: int = 16
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    input_dropout: float = 0.1
+    feature_dropout: float = 0.1
+    layer_drop: float = 0.05
+    # quantizer and targets
+    num_codebooks: int = 2
+    num_codebook_entries: int = 320
+    final_dim: int = 256
+    quantize_inputs: bool = False
+    quantize_targets: bool = True
+    # masks; channel masks are for CTC only
+    mask_prob: float = 0.65
+    mask_span_length: int = 10
+    min_mask_spans: int = 2
+    channel_mask_prob: float = 0.0
+    channel_mask_length: int = 64
+    # objective
+    num_distractors: int = 100
+    logit_temperature: float = 0.1
+    diversity_weight: float = 0.1
+    feature_penalty_weight: float = 10.0
+    activation_checkpointing: bool = False
+    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, name = getattr(self, item.name), item.name
+            lowest = 0 if name == "min_mask_spans" else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
+                raise ValueError(f"{name} is {value} but must be at least {lowest}")
+            if name.endswith(("dropout", "layer_drop")) and not 0 <= value < 1:
+                raise ValueError(f"{name} is {value} but must be in [0, 1)")
+            if name.endswith(("mask_prob", "grad_mult")) and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value} but must be in [0, 1]")
+        if self.logit_temperature <= 0:
+            raise ValueError(f"logit_temperature is {self.logit_temperature} but must be positive")
+        if len(self.conv_kernels) != len(self.conv_strides) or not self.conv_kernels:
+            raise ValueError(
+                f"conv_kernels has {len(self.conv_kernels)} entries and conv_strides "
+                f"{len(self.conv_strides)}: give one kernel and one stride per convolution"
+            )
+        if min(self.conv_kernels + self.conv_strides) < 1:
+            raise ValueError("conv_kernels and conv_strides must be at least 1")
+        for name, divisor in (("embed_dim", "num_heads"), ("embed_dim", "pos_conv_groups")):
+            self._check_divides(name, divisor)
+        if self.quantize_targets:
+            self._check_divides("final_dim", "num_codebooks")
+        if self.quantize_inputs:
+            self._check_divides("embed_dim", "num_codebooks")
+
+    def _check_divides(self, name: str, divisor: str) -> None:
+        number, by = getattr(self, name), getattr(self, divisor)
+        if number % by:
+            raise ValueError(f"{name} is {number} but must be a multiple of {divisor} = {by}")
+
+    @property
+    def total_stride(self) -> int:
+        """Samples from one frame to the next (320: 20 ms at 16 kHz)."""
+        return math.prod(self.conv_strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees, and the fewest that give a frame (400: 25 ms at 16 kHz)."""
+        width = 1
+        layers = list(zip(self.conv_kernels, self.conv_strides, strict=True))
+        for kernel, stride in reversed(layers):
+            width = (width - 1) * stride + kernel
+        return width
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of `num_samples` samples; 0 below the receptive field."""
+        for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
+            num_samples = max(0, (num_samples - kernel) // stride + 1)
+        return num_samples

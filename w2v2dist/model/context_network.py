@@ -1,0 +1,139 @@
+"""Context network: convolutional positions and the Transformer (section 2).
+
+B batch, T frames, E width of the Transformer, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from w2v2dist.model.config import Wav2Vec2Config
+
+
+class PositionalConv(nn.Module):
+    """Relative positions by one grouped convolution with weight norm over its kernel axis. (B, T,
+    E) -> (B, T, E).
+
+    The weight is put together in this module's own forward, not by a parametrization, so that
+    casting the model and ZeRO-3 (which gathers a module's own parameters around its forward) see
+    two plain parameters.
+    """
+
+    def __init__(self, width: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.kernel, self.groups = kernel, groups
+        self.weight_v = nn.Parameter(torch.empty(width, width // groups, kernel))
+        nn.init.normal_(self.weight_v, 0.0, math.sqrt(4 / (kernel * width)))
+        norms = self.weight_v.detach().norm(dim=(0, 1), keepdim=True)
+        self.weight_g = nn.Parameter(norms)  # (1, 1, kernel): the norm of each tap
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class; the norms are taken in fp32."""
+        v = self.weight_v.float()
+        weight = (v * (self.weight_g.float() / v.norm(dim=(0, 1), keepdim=True))).type_as(x)
+        y = F.conv1d(
+            x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups
+        )
+        if self.kernel % 2 == 0:  # an even kernel, padded on both sides, makes one frame too many
+            y = y[:, :, :-1]
+        return F.gelu(y).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention. x (B, T, E), key_mask (B, 1, 1, T) True where a key counts, or
+    None."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.q_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.k_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.v_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.out_proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        """See the class."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        # (B, T, E) -> (B, H, T, D)
+        q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in projections)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and feed-forward blocks with residuals, post- or pre-norm. (B, T, E) -> (B, T,
+    E)."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.embed_dim)
+        self.ffn_in = nn.Linear(config.embed_dim, config.ffn_dim)
+        self.ffn_out = nn.Linear(config.ffn_dim, config.embed_dim)
+        self.final_norm = nn.LayerNorm(config.embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def _ffn(self, x: Tensor) -> Tensor:
+        hidden = self.activation_dropout(F.gelu(self.ffn_in(x)))
+        return self.dropout(self.ffn_out(hidden))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        """See the class."""
+        if self.norm_first:
+            x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
+            return x + self._ffn(self.final_norm(x))
+        x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
+        return self.final_norm(x + self._ffn(x))  # type: ignore[no-any-return]
+
+
+class ContextNetwork(nn.Module):
+    """Positions and Transformer. x (B, T, E), num_frames (B,) or None, drop_layers one bool a
+    layer."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.activation_checkpointing = config.activation_checkpointing
+        self.positions = PositionalConv(
+            config.embed_dim, config.pos_conv_kernel, config.pos_conv_groups
+        )
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, num_frames: Tensor | None, drop_layers: Sequence[bool]) -> Tensor:
+        """Context representations (B, T, E); frames from `num_frames` on are padding that nothing
+        attends to."""
+        key_mask = None
+        if num_frames is not None:
+            valid = torch.arange(x.shape[1], device=x.device) < num_frames.unsqueeze(1)
+            x = x.masked_fill(~valid.unsqueeze(2), 0)
+            key_mask = valid[:, None, None, :]
+        x = x + self.positions(x)
+        if not self.norm_first:
+            x = self.norm(x)
+        x = self.dropout(x)
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        for layer, drop in zip(self.layers, drop_layers, strict=True):
+            if drop:
+                continue
+            x = (
+                checkpoint(layer, x, key_mask, use_reentrant=False)
+                if recompute
+                else layer(x, key_mask)
+            )
+        return self.norm(x) if self.norm_first else x

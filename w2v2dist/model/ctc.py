@@ -1,0 +1,79 @@
+"""Fine-tuning: the pre-trained body and one linear layer, trained with CTC (section 3.3).
+
+B batch, S samples, T frames, E Transformer width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from w2v2dist.model.config import Wav2Vec2Config
+from w2v2dist.model.wav2vec2 import ModelOutput, Wav2Vec2Model
+
+
+class CTCOutput(NamedTuple):
+    """logits (B, T, num_tokens) and the frames of each row that are not padding, (B,) int64."""
+
+    logits: Tensor
+    num_frames: Tensor
+
+
+class Wav2Vec2ForCTC(nn.Module):
+    """Letters or phones from speech. Token 0 is the CTC blank.
+
+    `freeze_feature_encoder` (a plain attribute, True as in the paper) keeps the convolutions as
+    they are.
+    """
+
+    def __init__(self, config: Wav2Vec2Config, num_tokens: int) -> None:
+        super().__init__()
+        self.config = config
+        self.freeze_feature_encoder = True
+        self.encoder = Wav2Vec2Model(config)
+        self.token_projection = nn.Linear(config.embed_dim, num_tokens)
+        nn.init.xavier_uniform_(self.token_projection.weight)
+        nn.init.zeros_(self.token_projection.bias)
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        num_samples: Tensor | None = None,
+        mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+        drop_layers: Sequence[bool] | None = None,
+        freeze_transformer: bool = False,
+    ) -> CTCOutput:
+        """waveforms (B, S); num_samples (B,) where rows are padded; mask (B, T) and channel_mask
+        (B, E) bool, True where masked. With `freeze_transformer` only the output projection gets
+        gradients."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_transformer):
+            body: ModelOutput = self.encoder(
+                waveforms,
+                num_samples,
+                (mask, channel_mask),
+                drop_layers,
+                freeze_feature_encoder=self.freeze_feature_encoder,
+            )
+        features = body.features
+        num_frames = body.num_frames
+        if num_frames is None:
+            num_frames = torch.full(features.shape[:1], features.shape[1], device=features.device)
+        return CTCOutput(self.token_projection(features), num_frames)
+
+
+def ctc_loss(logits: Tensor, num_frames: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """CTC loss in fp32 summed over utterances, 0-d; one whose text is longer than its frames counts
+    0.
+
+    logits (B, T, num_tokens); num_frames (B,); targets (B, L) padded, or all of them end to end;
+    target_lengths (B,).
+    """
+    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(
+        log_probs, targets, num_frames, target_lengths, reduction="sum", zero_infinity=True
+    )

@@ -1,0 +1,83 @@
+"""Feature encoder: waveform to frames by a stack of convolutions (section 2).
+
+B batch, S samples, C channels, T frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from w2v2dist.model.config import Wav2Vec2Config
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.scale, None
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """`x` itself, without a copy; its gradient is multiplied by `scale`."""
+    return x if scale == 1 else _ScaleGradient.apply(x, scale)  # type: ignore[no-untyped-call]
+
+
+class ChannelGroupNorm(nn.GroupNorm):
+    """Every channel normalised over time, in fp32 whatever the input's type. (B, C, T) -> (B, C,
+    T)."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_channels, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).type_as(x)
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Every frame normalised over channels, in fp32 whatever the input's type. (B, C, T) -> (B, C,
+    T)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        frames = x.transpose(1, 2).float()
+        weight, bias = self.weight.float(), self.bias.float()
+        out = F.layer_norm(frames, self.normalized_shape, weight, bias, self.eps)
+        return out.transpose(1, 2).type_as(x)
+
+
+class FeatureEncoder(nn.Module):
+    """Convolution, norm (`extractor_norm`) and GELU, layer after layer. (B, S) -> (B, C, T)."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        shapes = zip(config.conv_kernels, config.conv_strides, strict=True)
+        for i, (kernel, stride) in enumerate(shapes):
+            channels = config.conv_channels
+            conv = nn.Conv1d(
+                1 if i == 0 else channels, channels, kernel, stride, bias=config.conv_bias
+            )
+            nn.init.kaiming_normal_(conv.weight)
+            parts: list[nn.Module] = [conv]
+            if config.extractor_norm == "layer":
+                parts.append(ChannelLayerNorm(channels))
+            elif i == 0:
+                parts.append(ChannelGroupNorm(channels))
+            self.layers.append(nn.Sequential(*parts, nn.GELU()))
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Features of waveforms that already have the parameters' type."""
+        x = waveforms.unsqueeze(1)
+        for layer in self.layers:
+            x = layer(x)
+        return x

@@ -1,0 +1,240 @@
+"""The wav2vec 2.0 body shared by both tasks, and the pre-training model made of it.
+
+B batch, S samples, T frames, C conv channels, E Transformer width, M masked frames of a row, K
+distractors, G codebooks, V entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from w2v2dist.model import losses
+from w2v2dist.model.config import Wav2Vec2Config
+from w2v2dist.model.context_network import ContextNetwork
+from w2v2dist.model.feature_encoder import FeatureEncoder, scale_gradient
+from w2v2dist.model.quantizer import GumbelQuantizer, Quantized
+
+
+class ModelOutput(NamedTuple):  # a tuple, because ZeRO-3's hooks look for tensors in tuples only
+    """Context features (B, T, E), normalised conv features (B, T, C), mean square of the conv
+    features, input codes where inputs are quantized, frames (B,) where rows are padded."""
+
+    features: Tensor
+    targets: Tensor
+    feature_penalty: Tensor
+    input_codes: Quantized | None
+    num_frames: Tensor | None
+
+
+class PretrainingOutput(NamedTuple):
+    """What the pre-training model returns; losses (0-d, fp32) are weighted, summed over frames.
+
+    features (B, T, E) · logits (B, M, 1 + K), the positive first · codes (B, M, G) of the targets,
+    None where they are continuous · num_masked B * M · perplexities 0-d, 0 without a quantizer.
+    Without a mask everything but the features is None or 0.
+    """
+
+    features: Tensor
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    diversity_loss: Tensor | None = None
+    feature_penalty: Tensor | None = None
+    num_masked: int = 0
+    num_correct: Tensor | None = None
+    code_perplexity: Tensor | None = None
+    prob_perplexity: Tensor | None = None
+    temperature: float = 0.0
+    codes: Tensor | None = None
+
+
+class Wav2Vec2Model(nn.Module):
+    """Feature encoder, projection (or input quantizer), masks, context network."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.feature_encoder = FeatureEncoder(config)
+        self.layer_norm = nn.LayerNorm(config.conv_channels)
+        self.input_quantizer: GumbelQuantizer | None = None
+        projected = config.conv_channels
+        if config.quantize_inputs:
+            self.input_quantizer = GumbelQuantizer(config, config.embed_dim)
+            projected = config.embed_dim
+        self.feature_projection = nn.Linear(projected, config.embed_dim)
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.mask_embedding = nn.Parameter(torch.rand(config.embed_dim))
+        self.context_network = ContextNetwork(config)
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        num_samples: Tensor | None = None,
+        masks: tuple[Tensor | None, Tensor | None] = (None, None),
+        drop_layers: Sequence[bool] | None = None,
+        temperature: float | None = None,
+        freeze_feature_encoder: bool = False,
+    ) -> ModelOutput:
+        """waveforms (B, S); num_samples (B,) where rows are padded; masks of time (B, T) and
+        channels (B, E), True where masked; drop_layers one bool a layer, None to draw them in
+        training; temperature for the input quantizer. Raises ValueError for waveforms shorter than
+        a frame or masks of another shape."""
+        if waveforms.ndim != 2 or waveforms.shape[1] < self.config.receptive_field:
+            raise ValueError(
+                f"waveforms have shape {tuple(waveforms.shape)} but must be (batch, samples) with "
+                f"at least {self.config.receptive_field} samples: leave out shorter recordings"
+            )
+        features, penalty = self._extract(waveforms, freeze_feature_encoder)
+        features = self.layer_norm(features.transpose(1, 2))  # (B, C, T) -> (B, T, C)
+        x, quantized = features, None
+        if self.input_quantizer is None:
+            x = self.input_dropout(self.feature_projection(x))
+        else:
+            start = self.config.temperature.start if temperature is None else temperature
+            quantized = self.input_quantizer(self.input_dropout(x), start)
+            x = self.feature_projection(quantized.codewords)
+        time_mask, channel_mask = masks
+        if time_mask is not None:
+            _check_shape("mask", time_mask, x.shape[:2])
+            x = torch.where(time_mask.unsqueeze(2), self.mask_embedding, x)
+        if channel_mask is not None:
+            _check_shape("channel_mask", channel_mask, (x.shape[0], x.shape[2]))
+            x = x.masked_fill(channel_mask.unsqueeze(1), 0)
+        if drop_layers is None:
+            drop_layers = self._draw_layer_drop()
+        num_frames = self._padded_frames(num_samples, x.shape[1])
+        x = self.context_network(x, num_frames, drop_layers)
+        return ModelOutput(x, features, penalty, quantized, num_frames)
+
+    def _extract(self, waveforms: Tensor, freeze: bool) -> tuple[Tensor, Tensor]:
+        scale = 0.0 if freeze else self.config.feature_grad_mult
+        waveforms = waveforms.to(self.mask_embedding.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
+            features: Tensor = self.feature_encoder(waveforms)
+        if features.requires_grad:
+            features = scale_gradient(features, scale)
+        return features, features.float().pow(2).mean()
+
+    def _draw_layer_drop(self) -> list[bool]:
+        if not self.training or self.config.layer_drop == 0:
+            return [False] * self.config.num_layers
+        draws = torch.rand(self.config.num_layers)
+        return [draw <= self.config.layer_drop for draw in draws.tolist()]
+
+    def _padded_frames(self, num_samples: Tensor | None, num_frames: int) -> Tensor | None:
+        if num_samples is None:
+            return None
+        frames = [self.config.num_frames(n) for n in num_samples.tolist()]
+        if min(frames) == num_frames:  # no padding, no attention mask
+            return None
+        return torch.tensor(frames, device=self.mask_embedding.device)
+
+
+class Wav2Vec2ForPretraining(nn.Module):
+    """The body, the target quantizer and the two projections that are compared (section 3.2).
+
+    `temperature` (a plain attribute) is the Gumbel temperature of calls that do not give one.
+    """
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.temperature = config.temperature.start
+        self.encoder = Wav2Vec2Model(config)
+        self.quantizer: GumbelQuantizer | None = None
+        width = config.conv_channels
+        if config.quantize_targets:
+            self.quantizer = GumbelQuantizer(config, config.final_dim)
+            width = config.final_dim
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.target_projection = nn.Linear(width, config.final_dim)
+        self.context_projection = nn.Linear(config.embed_dim, config.final_dim)
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        mask: Tensor | None = None,
+        distractors: Tensor | None = None,
+        num_samples: Tensor | None = None,
+        gumbel_noise: Tensor | None = None,
+        temperature: float | None = None,
+        drop_layers: Sequence[bool] | None = None,
+    ) -> PretrainingOutput:
+        """waveforms (B, S); mask (B, T) bool with M True in every row; distractors (B, M, K) int64
+        positions among the row's masked frames; num_samples (B,) where rows are padded;
+        gumbel_noise (B, M, G, V). Without a mask only features are computed. Raises ValueError
+        where shapes or counts do not fit."""
+        if (mask is None) != (distractors is None):
+            raise ValueError("give mask and distractors together, or neither for features alone")
+        temperature = self.temperature if temperature is None else temperature
+        body: ModelOutput = self.encoder(
+            waveforms, num_samples, (mask, None), drop_layers, temperature
+        )
+        if mask is None or distractors is None:
+            return PretrainingOutput(features=body.features, temperature=temperature)
+        frames = masked_positions(mask, distractors.shape[1])  # (B, M)
+        targets = self.feature_dropout(body.targets.take_along_dim(frames.unsqueeze(2), 1))
+        quantized = body.input_codes
+        if self.quantizer is None:
+            ids = losses.vector_ids(targets)
+        else:
+            quantized = self.quantizer(targets, temperature, gumbel_noise)
+            targets = quantized.codewords
+            ids = losses.code_ids(quantized.codes, self.config.num_codebook_entries)
+        logits = losses.contrastive_logits(
+            self.context_projection(body.features.take_along_dim(frames.unsqueeze(2), 1)),
+            self.target_projection(targets),
+            ids,
+            distractors,
+            self.config.logit_temperature,
+        )
+        return self._with_losses(body, logits, quantized)._replace(temperature=temperature)
+
+    def _with_losses(
+        self, body: ModelOutput, logits: Tensor, quantized: Quantized | None
+    ) -> PretrainingOutput:
+        num_masked = logits.shape[0] * logits.shape[1]
+        contrastive, num_correct = losses.contrastive_loss(logits)
+        diversity = code_perplexity = prob_perplexity = logits.new_zeros(())
+        if quantized is not None and num_masked:
+            code_perplexity, prob_perplexity = quantized.code_perplexity, quantized.prob_perplexity
+            num_entries = self.config.num_codebooks * self.config.num_codebook_entries
+            diversity = losses.diversity_loss(prob_perplexity, num_entries)
+            diversity = diversity * (self.config.diversity_weight * num_masked)
+        penalty = body.feature_penalty * (self.config.feature_penalty_weight * num_masked)
+        return PretrainingOutput(
+            features=body.features,
+            logits=logits,
+            loss=contrastive + diversity + penalty,
+            contrastive_loss=contrastive,
+            diversity_loss=diversity,
+            feature_penalty=penalty,
+            num_masked=num_masked,
+            num_correct=num_correct,
+            code_perplexity=code_perplexity.detach(),
+            prob_perplexity=prob_perplexity.detach(),
+            codes=quantized.codes if quantized is not None and self.quantizer is not None else None,
+        )
+
+
+def masked_positions(mask: Tensor, num_masked: int) -> Tensor:
+    """Frames (B, M) where `mask` (B, T) is True, in order; ValueError where a row has not M.
+
+    A stable sort, not `nonzero`, whose unknown size would make the host wait for the GPU; for the
+    same reason counts are checked on the CPU only.
+    """
+    if not mask.is_cuda and bool((mask.sum(1) != num_masked).any()):
+        raise ValueError(
+            f"mask has {mask.sum(1).tolist()} True frames per row but distractors are for "
+            f"{num_masked}: mask the same number of frames in every row (span_mask does)"
+        )
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
+
+
+def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)} but must be {tuple(shape)}")
