@@ -1,0 +1,126 @@
+"""Starts real training processes under gloo for tests, and reads back what they logged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2v2dist.distributed import free_port
+from w2v2dist.logging import read_jsonl
+
+MODEL = {
+    "conv_channels": 32,
+    "num_layers": 3,
+    "embed_dim": 64,
+    "ffn_dim": 128,
+    "num_heads": 4,
+    "pos_conv_kernel": 16,
+    "pos_conv_groups": 4,
+    "final_dim": 32,
+    "num_codebook_entries": 40,
+    "layer_drop": 0.3,
+}
+
+
+def write_config(folder: Path, task: str, shards: Path, **values: Any) -> Path:
+    """A training of a few seconds on `shards`; `values` are top-level keys, merged one level deep."""
+    config: dict[str, Any] = {
+        "task": task,
+        "run_dir": str(folder / "run"),
+        "model": dict(MODEL),
+        "data": {
+            "train": str(shards),
+            "valid": str(shards),
+            "virtual_world_size": 4,
+            "max_samples_per_slot": 64_000,
+            "max_crop": 32_000,
+            "min_samples": 16_000,
+            "num_workers": 1,
+        },
+        "loop": {
+            "max_steps": 6,
+            "log_every": 1,
+            "validate_every": 100,
+            "save_every": 3,
+            "log_samples": True,
+            "num_threads": 1,
+            "timeout_s": 120,
+        },
+        "engine": {"precision": "fp32", "zero_stage": 1},
+        "schedule": {"peak_lr": 1e-3, "warmup_steps": 3},
+    }
+    if task == "finetune":
+        config |= {"freeze_steps": 2}
+        config["data"] |= {"max_crop": 64_000, "min_samples": 1_600}
+        config["schedule"] = {"name": "tri_stage", "peak_lr": 1e-3}
+        config["model"] |= {"channel_mask_prob": 0.2, "channel_mask_length": 8}
+    for key, value in values.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    path = folder / f"{task}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(config: Path, world_size: int, *overrides: str) -> list[subprocess.Popen[str]]:
+    """Start `w2v2dist train` as `world_size` processes on this machine."""
+    env = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "w2v2dist.cli", "train", str(config), *overrides]
+    return [
+        subprocess.Popen(
+            command,
+            env={**env, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world_size)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for r in range(world_size)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], timeout_s: float = 240) -> tuple[list[int], str]:
+    """Exit codes and the joined output; a process that outlasts the limit is killed."""
+    output = ""
+    try:
+        for process in processes:
+            output += process.communicate(timeout=timeout_s)[0]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return [p.returncode for p in processes], output
+
+
+def train(config: Path, world_size: int, *overrides: str) -> str:
+    """Run a training to its end; fails with its output unless every process exits 0."""
+    codes, output = finish(start(config, world_size, *overrides))
+    assert codes == [0] * world_size, output[-4000:]
+    return output
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step -> loss of metrics.jsonl (the last one, where a step was repeated)."""
+    return {r["step"]: r["loss"] for r in read_jsonl(run / "metrics.jsonl") if "loss" in r}
+
+
+def event(run: Path, name: str) -> dict[str, Any]:
+    """The first event of that name."""
+    return next(e for e in read_jsonl(run / "events.jsonl") if e["event"] == name)
+
+
+def samples(run: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """(step, slot) -> what it used, from the logs of all ranks."""
+    records = [
+        r for path in sorted((run / "logs").glob("samples-*.jsonl")) for r in read_jsonl(path)
+    ]
+    return {(r["step"], r["slot"]): r for r in records}

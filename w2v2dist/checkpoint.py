@@ -1,0 +1,379 @@
+"""Checkpoints that any number of processes and any ZeRO stage can read, committed by rename.
+
+Every parameter and its Adam moments are stored as flat global tensors (fp32) in
+torch.distributed.checkpoint; each
+process writes the ranges that it owns, and reads the ranges that it needs. The private DeepSpeed
+attributes that
+this relies on are all in `_fragments` and `_after_load`; tests/distributed holds them against the
+pinned version.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from w2v2dist.engine import Engine
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; names the folder and the remedy."""
+
+
+class FlatRange(Tensor):
+    """The range [start, start + n) of a flat global tensor of `numel` elements, for
+    torch.distributed.checkpoint."""
+
+    data_range: Tensor
+    start: int
+
+    @staticmethod
+    def __new__(cls, data: Tensor, start: int, numel: int) -> FlatRange:
+        out: FlatRange = torch.Tensor._make_wrapper_subclass(
+            cls, (numel,), dtype=data.dtype, device=data.device
+        )
+        out.data_range, out.start = data, start
+        return out
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise NotImplementedError(f"FlatRange is only for checkpoints, not for {func}")
+
+    def _chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size([self.start]), torch.Size([self.data_range.numel()]))
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [self._chunk()]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        return self.data_range
+
+    def __create_write_items__(self, name: str, value: Any) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(self.data_range)
+        data = TensorWriteData(chunk=self._chunk(), properties=properties, size=self.size())
+        index = MetadataIndex(name, torch.Size([self.start]))
+        return [WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)]
+
+
+@dataclass(slots=True)
+class _Fragment:
+    """`size` elements at `offset` of the fp32 tensor `flat` are elements [start, start + size) of a
+    parameter."""
+
+    name: str
+    numel: int
+    flat: Tensor
+    offset: int
+    start: int
+    size: int
+
+
+def _fragments(engine: Engine) -> Iterator[_Fragment]:
+    """The ranges of every parameter's fp32 master copy that this process holds."""
+    wrapper, rank = engine.deepspeed.optimizer, engine.world.rank
+    names = {id(p): name for name, p in engine.module.named_parameters()}
+    if engine.is_plain:
+        for name, p in engine.module.named_parameters():
+            yield _Fragment(name, p.numel(), p, 0, 0, p.numel())
+    elif hasattr(
+        wrapper, "fp32_partitioned_groups_flat"
+    ):  # ZeRO 3: each parameter is cut over the processes
+        for parameters, flat in zip(
+            wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat, strict=True
+        ):
+            offset = 0
+            for p in parameters:
+                part = p.partition_numel()
+                size = max(0, min(part, p.ds_numel - rank * part))
+                if size:
+                    yield _Fragment(names[id(p)], p.ds_numel, flat, offset, rank * part, size)
+                offset += part
+    elif hasattr(
+        wrapper, "fp32_groups"
+    ):  # ZeRO 0 in fp16: a whole copy of each parameter everywhere
+        for parameters, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+            for p, master in zip(parameters, masters, strict=True):
+                yield _Fragment(names[id(p)], p.numel(), master, 0, 0, p.numel())
+    else:  # ZeRO 1, 2 and bf16 at ZeRO 0: all parameters in one line, cut over the processes
+        flats = (
+            getattr(wrapper, "single_partition_of_fp32_groups", None)
+            or wrapper.fp32_groups_flat_partition
+        )
+        for name, p in engine.module.named_parameters():
+            mapping = getattr(p, "_hp_mapping", None)
+            if mapping is not None:
+                high, low = mapping.hp_fragment_address, mapping.lp_fragment_address
+                flat = flats[mapping.param_group_index]
+                yield _Fragment(name, p.numel(), flat, high.start, low.start, low.numel)
+
+
+def _state(engine: Engine, *, for_save: bool) -> dict[str, Any]:
+    """Names to FlatRanges that view the live optimizer state (created as zeros where Adam has none
+    yet)."""
+    out: dict[str, Any] = {}
+    rank, world = engine.world.rank, engine.world.size
+    for f in _fragments(engine):
+        state = engine.optimizer.state[f.flat]
+        for key in MOMENTS:
+            state.setdefault(key, torch.zeros_like(f.flat.data))
+        state.setdefault("step", torch.zeros((), device=f.flat.device))
+        offset, start, size = f.offset, f.start, f.size
+        if for_save and size == f.numel and world > 1 and _is_replicated(engine):
+            part = -(-f.numel // world)  # every process holds all of it: each writes a part
+            first = min(rank * part, f.numel)
+            offset, start, size = f.offset + first, first, min(part, f.numel - first)
+            if size == 0:
+                continue
+        for key, source in {"fp32": f.flat.data, **{k: state[k] for k in MOMENTS}}.items():
+            flat = source.view(-1).narrow(0, offset, size).detach()
+            out[f"{key}/{f.name}"] = FlatRange(flat, start, f.numel)
+    for name, buffer in engine.module.named_buffers():
+        out[f"buffer/{name}"] = buffer.detach()
+    return out
+
+
+def _is_replicated(engine: Engine) -> bool:
+    return engine.is_plain or hasattr(engine.deepspeed.optimizer, "fp32_groups")
+
+
+def save(engine: Engine, root: Path, step: int, meta: dict[str, Any]) -> Path:
+    """Write `root/step_XXXXXXXX` on all processes together: temporary name, made durable, renamed.
+
+    `meta` is kept as meta.json. Raises CheckpointError on every process; older checkpoints are
+    never touched.
+    """
+    final, temporary = root / f"step_{step:08d}", root / f".tmp-step_{step:08d}"
+    world = engine.world
+    if world.is_main:
+        root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(".tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    world.barrier()
+    problem = ""
+    try:
+        state_dict_saver.save(
+            _state(engine, for_save=True), checkpoint_id=temporary, process_group=_host_group()
+        )
+        if world.is_main:
+            hyper = [
+                {k: v for k, v in group.items() if k != "params"}
+                for group in engine.optimizer.param_groups
+            ]
+            record = {**meta, "step": step, "world_size": world.size, "optimizer": hyper}
+            if engine.config.precision == "fp16":
+                record["loss_scale"] = engine.loss_scale
+            with (temporary / "meta.json").open("w", encoding="utf-8") as file:
+                json.dump(record, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            _sync_folder(root)
+    except (CheckpointException, OSError, RuntimeError) as error:
+        problem = _reason(error)
+    if world.max([float(bool(problem))])[0]:
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {final} could not be written: {problem or 'another process failed'}. "
+            f"Older checkpoints are "
+            "untouched: free space (or lower loop.keep_last) and run the same command again to "
+            "continue from them"
+        )
+    return final
+
+
+def _reason(error: BaseException) -> str:
+    """The first line a person needs from a nested checkpoint failure."""
+    failures: list[BaseException] = [error]
+    if isinstance(error, CheckpointException):
+        failures = [failure[0] for failure in error.failures.values()]
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+                return "no space left on the device"
+            cause = cause.__cause__ or cause.__context__
+    text = str(failures[0]) or type(failures[0]).__name__
+    return text.splitlines()[0]
+
+
+def load(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Read a checkpoint of any world size and ZeRO stage into the engine; returns its meta. Raises
+    CheckpointError."""
+    meta = read_meta(folder)
+    state = _state(engine, for_save=False)
+    try:
+        state_dict_loader.load(state, checkpoint_id=folder, process_group=_host_group())
+    except (CheckpointException, OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {_reason(error)}") from error
+    optimizer = engine.optimizer
+    for group, saved in zip(optimizer.param_groups, meta["optimizer"], strict=True):
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        for flat in group["params"]:  # one step tensor for each: shared ones would count twice
+            if flat in optimizer.state:
+                count = torch.tensor(float(group["num_updates"]), device=flat.device)
+                optimizer.state[flat]["step"] = count
+    _after_load(engine)
+    if "loss_scale" in meta and engine.config.precision == "fp16":
+        scaler = getattr(engine.deepspeed.optimizer, "loss_scaler", engine.deepspeed.optimizer)
+        scaler.cur_scale = meta["loss_scale"]
+    engine.deepspeed.global_steps = int(meta["step"])
+    return meta
+
+
+def _after_load(engine: Engine) -> None:
+    """Copy the fp32 masters to the weights that the model computes with."""
+    wrapper = engine.deepspeed.optimizer
+    if engine.is_plain:
+        return
+    if hasattr(wrapper, "fp32_partitioned_groups_flat"):
+        for i, master in enumerate(wrapper.fp32_partitioned_groups_flat):
+            flat, group = (
+                wrapper.fp16_partitioned_groups_flat[i],
+                wrapper.fp16_partitioned_groups[i],
+            )
+            flat.data.copy_(master.data)
+            for p, part in zip(group, wrapper.unflatten(flat, group), strict=True):
+                p.data = part.data
+        if len(wrapper.persistent_parameters):
+            wrapper.persistent_parameters[0].partition(wrapper.persistent_parameters)
+    elif hasattr(wrapper, "fp32_groups"):
+        for parameters, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+            for p, master in zip(parameters, masters, strict=True):
+                p.data.copy_(master.data)
+    else:
+        wrapper.update_lp_params()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a step folder. Raises CheckpointError where the folder is no complete
+    checkpoint."""
+    for name in ("meta.json", ".metadata"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing")
+    try:
+        return dict(json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise CheckpointError(f"{folder}/meta.json is damaged: {error}") from None
+
+
+def find(run_or_step: Path, which: str = "latest") -> Path:
+    """The step folder that a run folder's `latest` or `best` names, or the step folder itself."""
+    if (run_or_step / "meta.json").is_file():
+        return run_or_step
+    link = run_or_step / "checkpoints" / which
+    if not link.exists():
+        raise CheckpointError(
+            f"{run_or_step} has no checkpoints/{which}: is it a run folder that has saved?"
+        )
+    return link.resolve()
+
+
+def candidates(root: Path) -> list[Path]:
+    """Step folders, newest first."""
+    return sorted(root.glob("step_*"), reverse=True)
+
+
+def read_parameters(folder: Path) -> dict[str, Tensor]:
+    """Every parameter (flat, fp32) and buffer of a checkpoint by name, in one process, without
+    DeepSpeed."""
+    read_meta(folder)
+    reader = FileSystemReader(folder)
+    entries = reader.read_metadata().state_dict_metadata
+    state: dict[str, Any] = {}
+    for name, entry in entries.items():
+        kind = name.split("/", 1)[0]
+        if kind in ("fp32", "buffer"):
+            state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)  # type: ignore[union-attr]
+    try:
+        state_dict_loader.load(state, storage_reader=reader, no_dist=True)
+    except (CheckpointException, OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {_reason(error)}") from error
+    return {name.split("/", 1)[1]: value for name, value in state.items()}
+
+
+def load_into(module: nn.Module, values: dict[str, Tensor], source: str, prefix: str = "") -> None:
+    """Copy the values whose names start with `prefix` into `module`; every tensor of `module` whose
+    name starts
+    with it must be there, with as many elements. Raises CheckpointError that lists what does not
+    fit."""
+    wanted = {n: t for n, t in module.state_dict().items() if n.startswith(prefix)}
+    given = {n: t for n, t in values.items() if n.startswith(prefix)}
+    missing = sorted(wanted.keys() - given.keys())
+    unexpected = sorted(given.keys() - wanted.keys())
+    shapes = sorted(
+        n for n in wanted.keys() & given.keys() if wanted[n].numel() != given[n].numel()
+    )
+    if missing or unexpected or shapes:
+        parts = {"missing": missing, "unexpected": unexpected, "of another size": shapes}
+        text = "; ".join(
+            f"{k}: {', '.join(v[:5])}{' …' if len(v) > 5 else ''}" for k, v in parts.items() if v
+        )
+        raise CheckpointError(
+            f"the weights of {source} do not fit the configured model ({text}): compare model.*"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name].view(tensor.shape))
+
+
+def point(root: Path, name: str, target: Path) -> None:
+    """Make the link `root/name` name the step folder `target`, in one atomic move."""
+    temporary = root / f".{name}.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, root / name)
+    _sync_folder(root)
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` step folders, never what `latest` or `best` name."""
+    named = {(root / link).resolve() for link in ("latest", "best") if (root / link).exists()}
+    for folder in candidates(root)[keep_last:]:
+        if folder.resolve() not in named:
+            trash = root / f".tmp-old-{folder.name}"  # a half-removed folder never keeps its name
+            os.replace(folder, trash)
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+_host_groups: list[Any] = []
+
+
+def _host_group() -> Any:
+    """A gloo group of all processes: checkpoints are coordinated over the host network."""
+    if not _host_groups:
+        _host_groups.append(dist.new_group(backend="gloo"))
+    return _host_groups[0]

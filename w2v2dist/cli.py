@@ -1,0 +1,189 @@
+"""The console script: w2v2dist train | batches | evaluate | report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from w2v2dist import __version__
+from w2v2dist.config import ConfigError, from_dict, merge, parse_overrides, read_yaml
+from w2v2dist.preemption import EXIT_PREEMPTED, PreemptionFlag
+
+
+def read_config(path: str, overrides: list[str]) -> Any:
+    """The PretrainConfig or FinetuneConfig that a file's `task:` names. Raises ConfigError."""
+    from w2v2dist.finetune import FinetuneConfig
+    from w2v2dist.pretrain import PretrainConfig
+
+    values = merge(read_yaml(path), parse_overrides(overrides))
+    tasks: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+    task = values.get("task")
+    if task not in tasks:
+        raise ConfigError(f"{path}: task is {task!r} but must be one of {', '.join(tasks)}")
+    return from_dict(tasks[task], values)
+
+
+def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> str:
+    """Run one rank of a training; returns "finished" or "preempted". `flag` then holds the agreed
+    signal."""
+    from w2v2dist.distributed import World
+    from w2v2dist.finetune import FinetuneTask
+    from w2v2dist.loop import fit
+    from w2v2dist.pretrain import PretrainTask
+
+    config = read_config(config_path, overrides)
+    world = World.from_environment(config.loop.timeout_s)
+    task = PretrainTask(config) if config.task == "pretrain" else FinetuneTask(config)
+    status = fit(task, world, flag)
+    world.close()
+    return status
+
+
+def print_batches(config_path: str, overrides: list[str], step: int, slot: int | None) -> None:
+    """Print one JSON line a slot: the keys, crops and mask fractions of a step, from the index
+    alone."""
+    import numpy as np
+
+    from w2v2dist.data.loader import Rows
+    from w2v2dist.data.order import DataOrder
+    from w2v2dist.finetune import FinetuneCollate
+    from w2v2dist.loop import open_index, sample_record
+    from w2v2dist.pretrain import PretrainCollate
+
+    config = read_config(config_path, overrides)
+    index = open_index(config.data.train, "data.train")
+    crop = config.task == "pretrain"
+    order = DataOrder(index, config.data, config.seed, crop)
+    slots = range(config.data.virtual_world_size) if slot is None else [slot]
+    if step < 1 or not all(0 <= s < config.data.virtual_world_size for s in slots):
+        raise ConfigError(
+            f"step is {step} and slot {slot} but steps count from 1 and slots from 0 to "
+            f"{config.data.virtual_world_size - 1} (data.virtual_world_size - 1)"
+        )
+    collate = (
+        PretrainCollate(config.model, config.seed, config.data.min_samples, True)
+        if crop
+        else FinetuneCollate(config.model, config.data.tokens, config.seed, True)
+    )
+    for s in slots:
+        micro = order.micro_batch(step, s)
+        # Masks depend on lengths alone: silence stands in for the audio
+        rows = Rows(
+            micro, position=list(range(len(micro.ids))), keys=[index.key(int(i)) for i in micro.ids]
+        )
+        rows.waveforms = [np.zeros(int(n), np.float32) for n in micro.num_samples]
+        print(json.dumps(sample_record(collate.audio_batch(rows))))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="w2v2dist", description="Pre-train and fine-tune wav2vec 2.0."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    p = add(
+        "train",
+        "Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes "
+        "the run.",
+        "torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml "
+        "data.train=shards/train",
+    )
+    _config_arguments(p)
+    p = add(
+        "batches",
+        "Print the samples of a step (keys, crops, mask fractions) without reading audio.",
+        "w2v2dist batches configs/tiny_pretrain.yaml data.train=demo/shards/train --step 7",
+    )
+    _config_arguments(p)
+    p.add_argument("--step", type=int, required=True, help="update, 1 is the first")
+    p.add_argument("--slot", type=int, help="one slot only (default: all)")
+    p = add(
+        "evaluate",
+        "Transcribe shards with a fine-tuned run (greedy) and print its error rates.",
+        "w2v2dist evaluate runs/base_10h --data shards/test-clean",
+    )
+    p.add_argument("run", help="run folder of a fine-tuning")
+    p.add_argument("--data", help="folder of shards (default: the run's data.valid)")
+    p.add_argument(
+        "--checkpoint", choices=["best", "latest"], default="best", help="which one (default: best)"
+    )
+    p = add(
+        "report",
+        "Write report.html with the curves of one or more runs.",
+        "w2v2dist report runs/base_ls960",
+    )
+    p.add_argument("runs", nargs="+", help="run folders")
+    p.add_argument("--output", help="file (default: RUN/report.html of the first run)")
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example loop.max_steps=1000"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 75 saved after a signal (run again to continue), 2 a mistake of the
+    user."""
+    from w2v2dist.checkpoint import CheckpointError
+    from w2v2dist.logging import console
+
+    args = _parse(argv)
+    try:
+        if args.command == "train":
+            with PreemptionFlag().installed() as flag:
+                return (
+                    EXIT_PREEMPTED if train(args.config, args.overrides, flag) == "preempted" else 0
+                )
+        if args.command == "batches":
+            print_batches(args.config, args.overrides, args.step, args.slot)
+        elif args.command == "evaluate":
+            from w2v2dist.evaluate import evaluate
+
+            result = evaluate(args.run, args.data, args.checkpoint)
+            console.print(
+                f"WER {100 * result['wer']:.2f} %   letter errors {100 * result['cer']:.2f} %   "
+                f"{result['num_utterances']} utterances, {result['seconds'] / 3600:.2f} h   "
+                f"(see {args.run}/hypotheses.tsv)"
+            )
+        elif args.command == "report":
+            from w2v2dist.report import write_report
+
+            runs = [Path(run) for run in args.runs]
+            console.print(
+                f"wrote {write_report(runs, Path(args.output or runs[0] / 'report.html'))}"
+            )
+    except (ConfigError, ValueError, CheckpointError, FileNotFoundError) as error:
+        print(f"w2v2dist: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """key=value may stand before or after the options."""
+    args, rest = _parser().parse_known_args(argv)
+    strangers = [r for r in rest if r.startswith("-") or "=" not in r]
+    if strangers or (rest and not hasattr(args, "overrides")):
+        _parser().error(f"unrecognized arguments: {' '.join(strangers or rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,484 @@
+"""The loop of every training: resume, step, validate, log, save, and stop when told to."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from w2v2dist import __version__, checkpoint
+from w2v2dist.config import ConfigError, diff, read_yaml, to_dict, to_yaml
+from w2v2dist.data.index import ShardIndex
+from w2v2dist.data.loader import Batch, Collate, MicroBatches, iterate, training_items
+from w2v2dist.data.order import SAMPLE_RATE, DataConfig, DataOrder, validation_batches
+from w2v2dist.data.reader import ShardReader
+from w2v2dist.distributed import VirtualRanks, World
+from w2v2dist.engine import Engine, EngineConfig, OptimizerConfig
+from w2v2dist.keyed import keyed_rng, keyed_seed
+from w2v2dist.logging import RunLogger, append_jsonl
+from w2v2dist.preemption import PreemptionFlag
+from w2v2dist.schedules import ScheduleConfig, learning_rate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long to train, and how often (in steps) to log, validate and save."""
+
+    max_steps: int = 400_000
+    log_every: int = 100
+    validate_every: int = 5_000
+    save_every: int = 5_000
+    keep_last: int = 3  # checkpoints, besides latest and best
+    log_samples: bool = False  # logs/samples-RANK.jsonl: what every step used
+    num_threads: int = 0  # of a process on the CPU; 0 leaves the choice to torch
+    timeout_s: int = 1800  # of a collective operation
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "keep_last",
+            "timeout_s",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+
+
+# Keys of a run that may differ when it is resumed: they change neither numbers nor data
+MAY_CHANGE = (
+    "run_dir",
+    "loop.log_every",
+    "loop.validate_every",
+    "loop.save_every",
+    "loop.keep_last",
+    "loop.log_samples",
+    "loop.num_threads",
+    "loop.timeout_s",
+    "engine.zero_stage",
+    "model.activation_checkpointing",
+    "data.train",
+    "data.valid",
+    "data.num_workers",
+    "data.prefetch",
+    "data.max_bad_samples",
+)
+
+
+class TrainingConfig(Protocol):
+    """What the loop needs of a task's configuration."""
+
+    @property
+    def run_dir(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def loop(self) -> LoopConfig: ...
+    @property
+    def engine(self) -> EngineConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+
+
+class Task(Protocol):
+    """What differs between trainings. Sums are added up over slots, steps and processes before
+    `metrics`."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def crop(self) -> bool:
+        """Whether micro-batches are cropped to one length (no padding)."""
+
+    @property
+    def with_labels(self) -> bool: ...
+    @property
+    def best_metric(self) -> str:
+        """The validation metric that chooses the best checkpoint; lower is better."""
+
+    def collate(self, train: bool) -> Collate: ...
+
+    def losses(
+        self, engine: Engine, batch: Batch, step: int, drop_layers: list[bool] | None
+    ) -> dict[str, Tensor]:
+        """Sums over the micro-batch (0-d tensors); `loss` is to be minimised, not yet divided."""
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Numbers to log from the sums."""
+
+    def schedule_metrics(self, step: int) -> dict[str, float]:
+        """Scheduled values to log beside the learning rate."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """The parts of a training in progress."""
+
+    config: TrainingConfig
+    task: Task
+    engine: Engine
+    world: World
+    logger: RunLogger
+    index: ShardIndex
+    rounds: list[int | None]
+    best: float = float("inf")
+    num_bad: int = 0
+    saved_step: int = -1
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.run_dir) / "checkpoints"
+
+
+def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
+    """Train to `max_steps`, from the newest checkpoint of the run folder if there is one.
+
+    Returns "finished", or "preempted" after a signal (saved; the same call continues). Raises
+    ConfigError,
+    CheckpointError, or RuntimeError where more than data.max_bad_samples utterances are unusable.
+    """
+    config: TrainingConfig = task.config
+    virtual = VirtualRanks(config.data.virtual_world_size)
+    virtual.check(world.size)
+    if config.loop.num_threads and world.device.type == "cpu":
+        torch.set_num_threads(config.loop.num_threads)
+    index = open_index(config.data.train, "data.train")
+    order = DataOrder(index, config.data, config.seed, task.crop)
+    run_dir = Path(config.run_dir)
+    if world.is_main:
+        prepare_run_folder(config, index.fingerprint)
+    world.barrier()
+    logger = RunLogger(run_dir, enabled=world.is_main)
+    num_rounds = virtual.num_rounds(world.size)
+    engine = Engine(task.model, config.engine, config.optimizer, num_rounds, world)
+    run = _Run(config, task, engine, world, logger, index, virtual.slots(world.rank, world.size))
+    first = _resume(run) + 1
+    if first > config.loop.max_steps:
+        logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
+        return "finished"
+    dataset = _dataset(run, index, train=True)
+    dataset.order = order
+    batches = iterate(
+        dataset,
+        training_items(run.rounds, first, config.loop.max_steps),
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        device=world.device,
+    )
+    try:
+        return _train(run, batches, first, flag)
+    finally:
+        logger.close()
+
+
+def open_index(folders: str | None, key: str) -> ShardIndex:
+    """The index that a configuration key names. Raises ConfigError where it is unset."""
+    if not folders:
+        raise ConfigError(
+            f"{key} is not set: build shards with shards/build.py and pass {key}=FOLDER"
+        )
+    index = ShardIndex.load_many(folders)
+    index.check_shard_sizes()
+    return index
+
+
+def _dataset(run: _Run, index: ShardIndex, *, train: bool) -> MicroBatches:
+    return MicroBatches(
+        ShardReader(index),
+        run.task.collate(train),
+        with_labels=run.task.with_labels,
+        normalized=run.config.data.normalize,
+    )
+
+
+def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag) -> str:
+    loop, world = run.config.loop, run.world
+    started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
+    for step in range(first, loop.max_steps + 1):
+        before = time.perf_counter()
+        micro = [next(batches) for _ in run.rounds]
+        waited += time.perf_counter() - before
+        for batch in micro:
+            _log_samples(run, batch)
+        # The number that the loss is divided by is known before the first backward pass
+        bad = sum(len(b.bad) for b in micro)
+        total, samples, bad_total = world.sum(
+            [sum(b.num_targets for b in micro), sum(b.audio_samples for b in micro), bad]
+        )
+        flag.signal_number = int(world.max([flag.signal_number])[0])
+        if flag.signal_number:
+            if run.saved_step != step - 1 and step > 1:
+                save(run, step - 1)
+            run.logger.event("preempted", step=step - 1, signal=flag.signal_number)
+            return "preempted"
+        _count_bad(run, int(bad_total), step)
+        norm = _step(run, micro, step, total)
+        audio_samples += samples
+        if step % loop.log_every == 0 or step == loop.max_steps:
+            seconds = time.perf_counter() - started
+            record = {"step": step, **_metrics(run, step, norm)}
+            record |= {"audio_hours": audio_samples / SAMPLE_RATE / 3600, "seconds": seconds}
+            record |= {"data_wait_seconds": world.max([waited])[0], "world_size": world.size}
+            _log(run, record, first)
+            started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
+        last = step == loop.max_steps
+        before = time.perf_counter()
+        improved = (step % loop.validate_every == 0 or last) and _validate_and_compare(run, step)
+        if improved or last or step % loop.save_every == 0:
+            save(run, step, improved=improved)
+        started += time.perf_counter() - before  # seconds are those of training
+    run.logger.event("finished", step=loop.max_steps)
+    return "finished"
+
+
+def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
+    """Forward and backward of all rounds, one update; returns the gradient norm."""
+    config, world = run.config, run.world
+    lr = learning_rate(config.schedule, step, config.loop.max_steps)
+    layer_drop = float(run.task.config.model.layer_drop)
+    drop_layers = (
+        keyed_rng(config.seed, "layer_drop", step).random(run.task.config.model.num_layers)
+        < layer_drop
+    )
+    run.engine.train()
+    norm = None
+    for round_, batch in enumerate(micro):
+        torch.manual_seed(keyed_seed(config.seed, "model", step, batch.slot))
+        sums = run.task.losses(run.engine, batch.to(world.device), step, drop_layers.tolist())
+        weight = 1.0 if batch.num_targets else 0.0
+        run.engine.backward(sums["loss"] * (weight / max(total, 1.0)))
+        norm = run.engine.step(lr if round_ == len(micro) - 1 else None)
+        for name, value in sums.items():
+            value = value.detach().double() * weight
+            run.sums[name] = run.sums[name] + value if name in run.sums else value
+    assert norm is not None
+    return norm
+
+
+def _metrics(run: _Run, step: int, norm: float) -> dict[str, float]:
+    """Average the sums since the last record over slots and processes."""
+    names = sorted(run.sums)
+    values = run.world.sum(torch.stack([run.sums[n] for n in names]).tolist())
+    run.sums = {}
+    sums = dict(zip(names, values, strict=True))
+    lr = learning_rate(run.config.schedule, step, run.config.loop.max_steps)
+    out = {**run.task.metrics(sums), **run.task.schedule_metrics(step), "lr": lr, "grad_norm": norm}
+    if run.config.engine.precision == "fp16":
+        out["loss_scale"] = run.engine.loss_scale
+    elif not all(map(torch.isfinite, torch.tensor([sums["loss"], norm]))):
+        raise FloatingPointError(
+            f"the loss is {sums['loss']} and the gradient norm {norm} at step {step}: lower "
+            f"schedule.peak_lr or warm up "
+            "longer; the run can be continued from its last checkpoint"
+        )
+    return out
+
+
+def _log(run: _Run, record: dict[str, Any], first: int) -> None:
+    run.logger.metrics(record)
+    shown = ("loss", "contrastive_loss", "accuracy", "code_perplexity", "lr", "grad_norm")
+    text = "  ".join(f"{k} {record[k]:.4g}" for k in shown if k in record)
+    done, max_steps = int(record["step"]), run.config.loop.max_steps
+    per_step = record["seconds"] / min(run.config.loop.log_every, done - first + 1)
+    left = (max_steps - done) * per_step
+    rate = record["audio_hours"] / max(record["seconds"], 1e-9)
+    run.logger.say(
+        f"step {done}/{max_steps}  {text}  {per_step:.2f} s/step  {rate:.3f} audio-h/s  left "
+        f"{left / 3600:.1f} h"
+    )
+
+
+def validate(run: _Run) -> dict[str, float]:
+    """Metrics over the whole validation set, in evaluation mode; every process takes every W-th
+    micro-batch."""
+    config, world = run.config, run.world
+    index = open_index(config.data.valid, "data.valid")
+    micro = validation_batches(index, config.data, run.task.crop)
+    rounds = -(-len(micro) // world.size)
+    items = [
+        micro[i] if i < len(micro) else None
+        for i in range(world.rank, rounds * world.size, world.size)
+    ]
+    batches = iterate(
+        _dataset(run, index, train=False),
+        items,
+        num_workers=min(config.data.num_workers, 2),
+        prefetch=2,
+        device=world.device,
+    )
+    run.engine.train(False)
+    sums: dict[str, float] = {}
+    with torch.no_grad():
+        for batch in batches:
+            out = run.task.losses(run.engine, batch.to(world.device), 0, None)
+            for name, value in out.items():
+                weight = 1.0 if batch.num_targets else 0.0
+                sums[name] = sums.get(name, 0.0) + weight * float(value)
+    run.engine.train()
+    names = sorted(sums)
+    return run.task.metrics(dict(zip(names, world.sum([sums[n] for n in names]), strict=True)))
+
+
+def _validate_and_compare(run: _Run, step: int) -> bool:
+    """Validate, log, and say whether this is the best model so far."""
+    if not run.config.data.valid:
+        return False
+    values = {f"valid/{k}": v for k, v in validate(run).items()}
+    run.logger.metrics({"step": step, **values})
+    score = values[run.task.best_metric]
+    improved = score < run.best
+    run.logger.say(
+        f"step {step}  {run.task.best_metric} {score:.4f}{'  (best)' if improved else ''}"
+    )
+    run.best = min(run.best, score)
+    return improved
+
+
+def save(run: _Run, step: int, *, improved: bool = False) -> None:
+    """Save on all processes together; then move `latest` and, for an improved model, `best`."""
+    started = time.perf_counter()
+    meta = {
+        "version": __version__,
+        "best": None if run.best == float("inf") else run.best,
+        "num_bad": run.num_bad,
+        "index_fingerprint": run.index.fingerprint,
+        "config": to_dict(run.config),
+    }
+    folder = checkpoint.save(run.engine, run.root, step, meta)
+    run.saved_step = step
+    if run.world.is_main:
+        checkpoint.point(run.root, "latest", folder)
+        if improved:
+            checkpoint.point(run.root, "best", folder)
+        checkpoint.prune(run.root, run.config.loop.keep_last)
+    run.world.barrier()
+    run.logger.event(
+        "saved", step=step, seconds=round(time.perf_counter() - started, 3), best=improved
+    )
+
+
+def _resume(run: _Run) -> int:
+    """Load the newest checkpoint that can be read; returns its step, 0 for a fresh run."""
+    folders = checkpoint.candidates(run.root)
+    for folder in folders:
+        try:
+            meta = checkpoint.load(run.engine, folder)
+        except checkpoint.CheckpointError as error:
+            run.logger.event("checkpoint_damaged", path=str(folder), reason=str(error))
+            continue
+        if meta["index_fingerprint"] != run.index.fingerprint:
+            raise ConfigError(
+                f"{folder} was trained on shards with fingerprint {meta['index_fingerprint']} "
+                f"but data.train has "
+                f"{run.index.fingerprint}: use the same shards, or another run_dir for a new run"
+            )
+        run.best = float("inf") if meta["best"] is None else float(meta["best"])
+        run.num_bad, run.saved_step = int(meta["num_bad"]), int(meta["step"])
+        if run.world.is_main:  # the newest readable one may be another than before
+            checkpoint.point(run.root, "latest", folder)
+        run.logger.event(
+            "resumed",
+            step=meta["step"],
+            old_world_size=meta["world_size"],
+            new_world_size=run.world.size,
+        )
+        return int(meta["step"])
+    if folders:
+        raise checkpoint.CheckpointError(
+            f"none of the {len(folders)} checkpoints under {run.root} can be read (see "
+            f"events.jsonl): restore one, or "
+            "use another run_dir to start again"
+        )
+    run.logger.event(
+        "start", world_size=run.world.size, num_parameters=sum(_sizes(run.engine.module))
+    )
+    return 0
+
+
+def _sizes(module: nn.Module) -> list[int]:
+    return [int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()]
+
+
+def prepare_run_folder(config: TrainingConfig, fingerprint: str) -> None:
+    """Write config.yaml and environment.json of a new run; refuse a changed configuration of an old
+    one."""
+    run_dir = Path(config.run_dir)
+    resolved = run_dir / "config.yaml"
+    if resolved.exists():
+        changed = diff(read_yaml(resolved), to_dict(config))
+        refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
+        if refused:
+            lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
+            raise ConfigError(
+                f"{run_dir} is a run with another configuration:\n{lines}\nuse another run_dir "
+                f"for a new run, or the "
+                "old values to continue this one (docs/resume.md lists the keys that may change)"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    temporary = run_dir / ".config.yaml.tmp"
+    temporary.write_text(to_yaml(config), encoding="utf-8")
+    temporary.replace(resolved)
+    environment = {
+        "w2v2dist": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "index_fingerprint": fingerprint,
+    }
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def sample_record(batch: Batch) -> dict[str, Any]:
+    """What one slot used at one step, as `w2v2dist batches` prints it."""
+    masked = None if batch.mask is None else round(float(batch.mask.float().mean()), 6)
+    return {
+        "step": batch.step,
+        "slot": batch.slot,
+        "keys": batch.keys,
+        "starts": batch.starts,
+        "num_samples": batch.lengths,
+        "masked_fraction": masked,
+    }
+
+
+def _log_samples(run: _Run, batch: Batch) -> None:
+    logs = Path(run.config.run_dir) / "logs"
+    if run.config.loop.log_samples and batch.keys:
+        append_jsonl(logs / f"samples-{run.world.rank:05d}.jsonl", sample_record(batch))
+    for bad in batch.bad:
+        record = {"event": "sample_skipped", "step": batch.step, "slot": batch.slot, **bad}
+        append_jsonl(logs / f"skipped-{run.world.rank:05d}.jsonl", record)
+
+
+def _count_bad(run: _Run, new: int, step: int) -> None:
+    if not new:
+        return
+    run.num_bad += new
+    run.logger.event(
+        "sample_skipped", step=step, new=new, total=run.num_bad, see="logs/skipped-*.jsonl"
+    )
+    limit = run.config.data.max_bad_samples
+    if run.num_bad > limit:
+        raise RuntimeError(
+            f"{run.num_bad} utterances could not be used, more than data.max_bad_samples = "
+            f"{limit}: logs/skipped-*.jsonl "
+            "names each with its reason; run shards/verify.py, build the shards again, or raise "
+            "the limit"
+        )
