@@ -3,6 +3,7 @@ step."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,6 +87,10 @@ class Engine:
     ) -> None:
         import deepspeed  # slow to import: only what trains needs it
 
+        # A C++ extension for inference on CPUs: a minute of compiling at the first start, and
+        # training never calls it
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if config.precision == "fp16" and world.device.type == "cpu":
             raise ValueError(

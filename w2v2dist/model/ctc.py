@@ -59,8 +59,7 @@ class Wav2Vec2ForCTC(nn.Module):
                 drop_layers,
                 freeze_feature_encoder=self.freeze_feature_encoder,
             )
-        features = body.features
-        num_frames = body.num_frames
+        features, num_frames = body.features, body.num_frames
         if num_frames is None:
             num_frames = torch.full(features.shape[:1], features.shape[1], device=features.device)
         return CTCOutput(self.token_projection(features), num_frames)

@@ -1,0 +1,167 @@
+"""YAML and overrides to dataclasses: what is read as what, and what the errors say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from w2v2dist.config import (
+    ConfigError,
+    diff,
+    flatten,
+    from_dict,
+    load_config,
+    merge,
+    parse_overrides,
+    read_yaml,
+    to_dict,
+    to_yaml,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leaf:
+    lr: float = 1e-3
+    num_layers: int = 12
+    kernels: tuple[int, ...] = (10, 3)
+    norm: Literal["group", "layer"] = "group"
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers is {self.num_layers} but must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Root:
+    run_dir: str
+    flag: bool = False
+    start: str | None = "x"
+    environment: dict[str, str] = field(default_factory=dict)
+    leaf: Leaf = field(default_factory=Leaf)
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_then_base_then_file_then_overrides(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "run_dir: a\nleaf: {lr: 3e-4, num_layers: 2}\n")
+    path = write(tmp_path / "sub/run.yaml", "base: ../base.yaml\nleaf: {num_layers: 3}\n")
+    config = load_config(Root, path, ["leaf.norm=layer", "start=null", "leaf.kernels=[5, 2, 2]"])
+    leaf = Leaf(lr=3e-4, num_layers=3, kernels=(5, 2, 2), norm="layer")
+    assert config == Root(run_dir="a", start=None, leaf=leaf)
+
+
+@pytest.mark.parametrize("text", ["3e-4", "0.0003", "'3e-4'", "3.0e-4"])
+def test_numbers_however_yaml_reads_them(text: str) -> None:
+    assert from_dict(Root, {"run_dir": "a", "leaf": yaml.safe_load(f"lr: {text}")}).leaf.lr == 3e-4
+
+
+@pytest.mark.parametrize("text", ["1_400", "1400", "1.4e+3", "1.4e3", "1400.0"])
+def test_whole_numbers(text: str) -> None:
+    overrides = [f"leaf.num_layers={text}"]
+    assert from_dict(Leaf, parse_overrides(overrides)["leaf"]).num_layers == 1400
+
+
+WRONG_LEAVES: list[tuple[str, Any, str]] = [
+    ("num_layer", 1, "leaf.num_layer is not a configuration key; did you mean leaf.num_layers"),
+    ("num_layers", 1.5, "leaf.num_layers is 1.5 but must be a whole number"),
+    ("num_layers", True, "leaf.num_layers is True but must be a whole number"),
+    ("num_layers", float("inf"), "leaf.num_layers is inf but must be a whole number"),
+    ("num_layers", 0, "leaf: num_layers is 0 but must be at least 1"),
+    ("lr", "fast", "leaf.lr is 'fast' but must be a number"),
+    ("norm", "batch", "leaf.norm is 'batch' but must be one of 'group', 'layer'"),
+    ("kernels", 3, "leaf.kernels is 3 but must be a list"),
+    ("kernels", [3, "x"], r"leaf.kernels\[1\] is 'x' but must be a whole number"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG_LEAVES)
+def test_errors_name_key_value_and_rule(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Root, {"run_dir": "a", "leaf": {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"zzzzqqq": 1}, "zzzzqqq is not a configuration key; the keys are: run_dir, flag"),
+        ({"leaf": 3}, "leaf is 3 but must be a mapping"),
+        ({"flag": "maybe"}, "flag is 'maybe' but must be true or false"),
+        ({"run_dir": None}, "run_dir is None but must be text"),
+        ({"environment": [1]}, "environment is .* but must be a mapping"),
+        ({}, "run_dir is missing: add it to the file or pass run_dir=VALUE"),
+    ],
+)
+def test_errors_at_the_top(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Root, values)
+
+
+@pytest.mark.parametrize("text", ["leaf.lr", "=3", "--fast"])
+def test_overrides_need_the_form_key_value(text: str) -> None:
+    with pytest.raises(ConfigError, match="must have the form key=value"):
+        parse_overrides([text])
+
+
+def test_the_last_override_wins_and_others_stay() -> None:
+    assert parse_overrides(["a.b=1", "a.c=2", "a.b=3"]) == {"a": {"b": 3, "c": 2}}
+    assert parse_overrides(["a="]) == {"a": None}
+    assert parse_overrides(["path=s3://x?y=z"]) == {"path": "s3://x?y=z"}
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    write(tmp_path / "base_ls960.yaml", "a: 1")
+    with pytest.raises(ConfigError, match=r"does not exist; did you mean base_ls960\.yaml"):
+        read_yaml(tmp_path / "base_ls90.yaml")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_yaml(write(tmp_path / "broken.yaml", "a: [1"))
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        read_yaml(write(tmp_path / "list.yaml", "- 1"))
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_yaml(write(tmp_path / "code.yaml", "a: !!python/object/apply:os.getcwd []"))
+    assert read_yaml(write(tmp_path / "empty.yaml", "")) == {}
+
+
+leaves = st.builds(
+    Leaf,
+    lr=st.floats(1e-9, 1.0),
+    num_layers=st.integers(1, 10**9),
+    kernels=st.lists(st.integers(), max_size=3).map(tuple),
+    norm=st.sampled_from(["group", "layer"]),
+)
+roots = st.builds(
+    Root,
+    run_dir=st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Z"]), min_size=1),
+    flag=st.booleans(),
+    start=st.none() | st.just("runs/a"),
+    environment=st.dictionaries(st.sampled_from("AB"), st.sampled_from(["1", "off", "x y"])),
+    leaf=leaves,
+)
+
+
+@given(config=roots)
+def test_yaml_and_back(config: Root) -> None:
+    assert from_dict(Root, yaml.safe_load(to_yaml(config))) == config
+
+
+@given(a=roots, b=roots)
+def test_diff_is_what_changed(a: Root, b: Root) -> None:
+    changed = diff(to_dict(a), to_dict(b))
+    assert (changed == {}) == (to_dict(a) == to_dict(b))
+    flat = flatten(to_dict(a))
+    assert all(flat.get(key) == old for key, (old, _) in changed.items())
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    old: dict[str, Any] = {"a": {"b": 1}, "c": 2}
+    assert merge(old, {"a": {"d": 3}, "c": {"e": 4}}) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}
+    assert old == {"a": {"b": 1}, "c": 2}

@@ -1,0 +1,207 @@
+"""A training as a submitit job: it saves when a signal comes, requeues itself and resumes from the
+disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.helpers import Checkpointable
+
+from w2v2dist.config import ConfigError
+from w2v2dist.preemption import EXIT_PREEMPTED, PreemptionFlag
+
+EXIT_CONFIG = 2  # a mistake in the configuration: running again cannot help
+WAIT_FOR_SLURM_S = 600  # for Slurm to end a job that has saved: longer than a usual GraceTime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """How jobs are started on one cluster: a YAML file under launch/clusters/. Times in seconds."""
+
+    account: str | None = None
+    qos: str | None = None
+    partition: str | None = None
+    constraint: str | None = None
+    gpus_per_node: int = 8  # 0: a cluster without GPUs
+    tasks_per_node: int | None = None  # processes per node; null: one per GPU
+    time: str = "24:00:00"  # HH:MM:SS, D-HH:MM:SS or minutes
+    exclusive: bool = True
+    mem: str = "0"  # per node; "0": all of it
+    sbatch: dict[str, str] = field(default_factory=dict)  # any other sbatch option: value
+    modules: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()  # shell lines before srun, for example to activate an environment
+    srun_args: tuple[str, ...] = ()  # for example pyxis's --container-image=...
+    python: str | None = None  # of the job, for example inside a container; null: this one
+    signal_delay_s: int = 120  # USR2 so long before the time limit: for a step and a checkpoint
+    max_failures: int = 3  # without a new checkpoint between them: then the job is not requeued
+    peak_tflops: float = 312.0  # of a GPU at 16 bits, for the plan (A100: 312, H100: 989)
+    gpu_memory_gib: float = 80.0
+
+    def __post_init__(self) -> None:
+        if self.gpus_per_node < 0 or self.num_tasks_per_node < 1:
+            raise ValueError(
+                f"gpus_per_node is {self.gpus_per_node}, tasks_per_node is {self.tasks_per_node}: "
+                "at least 0 and 1 are needed (tasks_per_node null: one per GPU)"
+            )
+
+    @property
+    def num_tasks_per_node(self) -> int:
+        """Processes on every node."""
+        return max(1, self.gpus_per_node) if self.tasks_per_node is None else self.tasks_per_node
+
+
+@dataclass(frozen=True)  # no slots: submitit's Checkpointable is a plain class
+class TrainJob(Checkpointable):
+    """What each rank runs: a path and no state, because a restart resumes from the run folder."""
+
+    config_path: str
+    overrides: tuple[str, ...] = ()
+
+    def __call__(self) -> str:
+        """Train and return "finished"; a preempted job is requeued and does not return."""
+        environment = submitit.JobEnvironment()
+        os.environ.update(rendezvous(environment))
+        # submitit's own handler, which writes this job's pickle anew and calls scontrol requeue
+        requeue: Any = signal.getsignal(signal.SIGUSR2)
+        try:
+            # On every rank: stock submitit acts on rank 0 alone, and at once
+            with PreemptionFlag().installed() as flag:
+                # Late: a signal during the seconds that this import takes must not be lost
+                from w2v2dist.cli import train
+
+                outcome = train(self.config_path, list(self.overrides), flag)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            record = environment.paths.folder / f"{environment.job_id}.error"
+            record.write_text(f"{error}\n", encoding="utf-8")
+            raise SystemExit(EXIT_CONFIG) from None
+        if outcome == "preempted":
+            _hand_over(environment, flag.signal_number, requeue)
+        return outcome
+
+
+def _hand_over(environment: submitit.JobEnvironment, signal_number: int, requeue: Any) -> None:
+    """All ranks have saved: have the job requeued once. Raises SystemExit(EXIT_PREEMPTED)."""
+    if environment.cluster == "slurm":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next TERM is Slurm ending the job
+        # TERM: Slurm itself preempts and requeues; USR1 or USR2: it is ours to do, once
+        if signal_number != signal.SIGTERM and environment.global_rank == 0:
+            # Leaving now would make srun report a failure while Slurm is requeueing
+            with contextlib.suppress(SystemExit):
+                requeue(signal.SIGUSR2, None)
+        time.sleep(WAIT_FOR_SLURM_S)
+    raise SystemExit(EXIT_PREEMPTED)
+
+
+def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of this task."""
+    place = {
+        "RANK": str(environment.global_rank),
+        "WORLD_SIZE": str(environment.num_tasks),
+        "LOCAL_RANK": str(environment.local_rank),
+    }
+    if environment.cluster == "slurm":  # w2v2dist.local sets its own address and port
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        # Below the ephemeral ports, and another after each restart: a stale listener would split
+        # the ranks in two
+        port = 15_000 + (int(environment.raw_job_id) * 31 + restarts * 7) % 10_000
+        place |= {"MASTER_ADDR": _address(environment.hostnames[0]), "MASTER_PORT": str(port)}
+    return place
+
+
+def _address(node: str) -> str:
+    """Slurm's own address of a node, whose name need not resolve."""
+    command = ["scontrol", "show", "node", "--oneliner", node]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):  # no scontrol in a container: the name must do
+        return node
+    fields = dict(item.split("=", 1) for item in shown.stdout.split() if "=" in item)
+    return fields.get("NodeAddr", node)
+
+
+class Executor(submitit.SlurmExecutor):
+    """submitit's Slurm executor, which also renders its script where Slurm is not installed."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Available everywhere; `submit` fails without sbatch."""
+        return 2
+
+    def script(self) -> str:
+        """The sbatch script that `submit` hands to Slurm."""
+        return str(self._make_submission_file_text(self._submitit_command_str, ""))
+
+
+def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: int) -> Executor:
+    """What submits `TrainJob`s of `run_dir` on `nodes` ("8" or "8-16"); logs go to RUN/logs."""
+    run_dir = run_dir.absolute()
+    # Counted signals must never end a long training: see submitit's SignalHandler.has_timed_out
+    executor = Executor(folder=run_dir / "logs", max_num_timeout=1_000_000, python=cluster.python)
+    optional = {key: getattr(cluster, key) for key in ("account", "qos", "partition", "constraint")}
+    optional["gpus_per_node"] = cluster.gpus_per_node or None
+    optional["exclusive"] = cluster.exclusive or None
+    executor.update_parameters(
+        job_name=f"{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:6]}",
+        dependency="singleton",  # two jobs of one run folder never write it at the same time
+        time=minutes,
+        mem=cluster.mem,
+        signal_delay_s=cluster.signal_delay_s,
+        stderr_to_stdout=True,
+        srun_args=[
+            "--kill-on-bad-exit=1",
+            # As an option of srun: as the job's, the job would wait for a lost node to come back
+            f"--ntasks-per-node={cluster.num_tasks_per_node}",
+            "--cpu-bind=none",  # the data workers of a rank need more than the rank's one core
+            *cluster.srun_args,
+        ],
+        setup=_setup(cluster, run_dir),
+        teardown=_teardown(run_dir, cluster.max_failures),
+        additional_parameters={"nodes": nodes, "requeue": True, **cluster.sbatch},
+        **{key: value for key, value in optional.items() if value is not None},
+    )
+    return executor
+
+
+def _setup(cluster: ClusterConfig, run_dir: Path) -> list[str]:
+    clean = f"rm -f {shlex.quote(str(run_dir))}/logs/$SLURM_JOB_ID.error"
+    modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
+    return [clean, *modules, *exports, *cluster.setup]
+
+
+def _teardown(run_dir: Path, max_failures: int) -> list[str]:
+    """Requeue a failed job unless its configuration is wrong or it fails without progress."""
+    run = shlex.quote(str(run_dir))
+    failure = '"failed after ${last:-the start}"'
+    return [
+        "rc=$?",
+        f"record={run}/logs/$SLURM_JOB_ID",
+        'if [ "$rc" -eq 0 ] || [ -e "$record.error" ]; then exit "$rc"; fi',
+        f"last=$(ls {run}/checkpoints 2>/dev/null | grep '^step_[0-9]*$' | tail -n 1)",
+        f'[ "$rc" -eq {EXIT_PREEMPTED} ] || echo {failure} >> "$record.failures"',
+        f'count=$(grep -cx {failure} "$record.failures" 2>/dev/null)',
+        f'if [ "${{count:-0}}" -lt {max_failures} ]; then',
+        '  echo "exit code $rc: requeueing the job, it resumes after ${last:-the start}"',
+        '  scontrol requeue "$SLURM_JOB_ID" && sleep 120',  # Slurm ends this script meanwhile
+        "else",
+        f'  echo "exit code $rc: not requeued, {max_failures} failures without a new checkpoint"',
+        "fi",
+        'exit "$rc"',
+    ]
+
+
+if __name__ == "__main__":  # one rank of w2v2dist.local: CONFIG [key=value ...]
+    TrainJob(sys.argv[1], tuple(sys.argv[2:]))()

@@ -1,0 +1,108 @@
+"""A training job on this machine: one process per rank, the same TrainJob as on a cluster."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from w2v2dist.distributed import free_port
+from w2v2dist.preemption import EXIT_PREEMPTED
+
+PR_SET_PDEATHSIG = 1
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run_local(arguments: list[str], log_dir: Path, num_processes: int) -> int:
+    """Train `arguments` (CONFIG [key=value ...]) here, one process per rank.
+
+    Rank 0 writes to this console, rank R to log_dir/rank_R.log. Ctrl-C, TERM and the death of this
+    process make all ranks save; a second signal ends them. Returns the exit status: 0,
+    EXIT_PREEMPTED where a signal ended a run that saved, else that of the first rank to fail.
+    """
+    log_dir.mkdir(parents=True, exist_ok=True)
+    ranks: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in ranks:
+            process.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+
+    previous = {number: signal.signal(number, forward) for number in CAUGHT}
+    port = str(free_port())
+    try:
+        for rank in range(num_processes):
+            ranks.append(_start(rank, num_processes, port, [*arguments], log_dir))
+        return _wait(ranks, log_dir)
+    finally:
+        for process in ranks:
+            process.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _start(
+    rank: int, num_processes: int, port: str, arguments: list[str], log_dir: Path
+) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_FOLDER": str(log_dir),
+        "SUBMITIT_LOCAL_JOB_ID": f"local{os.getpid()}",
+        "SUBMITIT_LOCAL_NTASKS": str(num_processes),
+        "SUBMITIT_LOCAL_GLOBALID": str(rank),
+        "SUBMITIT_LOCAL_LOCALID": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    with (log_dir / f"rank_{rank}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-u", "-m", "w2v2dist.cluster", *arguments],
+            env=environment,
+            stdout=None if rank == 0 else log,
+            stderr=None if rank == 0 else log,
+            # the terminal's Ctrl-C reaches this process alone, which forwards it
+            start_new_session=True,
+            preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        )
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], log_dir: Path, grace_s: float = 10.0) -> int:
+    """Wait for all ranks; one that fails takes the others with it after `grace_s`."""
+    failed: tuple[int, int] | None = None  # rank and exit status of the first failure
+    deadline = float("inf")
+    while running := [process for process in ranks if process.poll() is None]:
+        failures = [
+            (r, p.returncode)
+            for r, p in enumerate(ranks)
+            if p.returncode not in (None, 0, EXIT_PREEMPTED)
+        ]
+        if failures and failed is None:
+            failed, deadline = failures[0], time.monotonic() + grace_s
+        if time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+        time.sleep(0.1)
+    codes = [process.returncode for process in ranks]
+    if all(code in (0, EXIT_PREEMPTED) for code in codes):
+        return max(codes)
+    rank, code = failed or next((r, c) for r, c in enumerate(codes) if c not in (0, EXIT_PREEMPTED))
+    if rank > 0:
+        tail = (
+            (log_dir / f"rank_{rank}.log")
+            .read_text(encoding="utf-8", errors="replace")
+            .splitlines()[-20:]
+        )
+        print(
+            f"rank {rank} failed; the end of its log in {log_dir}:",
+            *tail,
+            sep="\n",
+            file=sys.stderr,
+        )
+    return code if code > 0 else 128 - code
