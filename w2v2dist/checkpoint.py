@@ -197,6 +197,8 @@ def save(engine: Engine, root: Path, step: int, meta: dict[str, Any]) -> Path:
             _sync_folder(root)
     except (CheckpointException, OSError, RuntimeError) as error:
         problem = _reason(error)
+        if shutil.disk_usage(root).free < 1 << 20:  # torch's own message hides the cause
+            problem = "no space left on the device"
     if world.max([float(bool(problem))])[0]:
         if world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -50,8 +50,9 @@ def print_batches(config_path: str, overrides: list[str], step: int, slot: int |
     from w2v2dist.data.loader import Rows
     from w2v2dist.data.order import DataOrder
     from w2v2dist.finetune import FinetuneCollate
-    from w2v2dist.loop import open_index, sample_record
+    from w2v2dist.loop import open_index
     from w2v2dist.pretrain import PretrainCollate
+    from w2v2dist.run_folder import sample_record
 
     config = read_config(config_path, overrides)
     index = open_index(config.data.train, "data.train")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v2dist import __version__, checkpoint
-from w2v2dist.config import ConfigError, diff, read_yaml, to_dict, to_yaml
+from w2v2dist.config import ConfigError, to_dict
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import Batch, Collate, MicroBatches, iterate, training_items
 from w2v2dist.data.order import SAMPLE_RATE, DataConfig, DataOrder, validation_batches
@@ -22,8 +20,9 @@ from w2v2dist.data.reader import ShardReader
 from w2v2dist.distributed import VirtualRanks, World
 from w2v2dist.engine import Engine, EngineConfig, OptimizerConfig
 from w2v2dist.keyed import keyed_rng, keyed_seed
-from w2v2dist.logging import RunLogger, append_jsonl
+from w2v2dist.logging import RunLogger
 from w2v2dist.preemption import PreemptionFlag
+from w2v2dist.run_folder import log_batch, prepare_run_folder
 from w2v2dist.schedules import ScheduleConfig, learning_rate
 
 
@@ -51,26 +50,6 @@ class LoopConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-
-
-# Keys of a run that may differ when it is resumed: they change neither numbers nor data
-MAY_CHANGE = (
-    "run_dir",
-    "loop.log_every",
-    "loop.validate_every",
-    "loop.save_every",
-    "loop.keep_last",
-    "loop.log_samples",
-    "loop.num_threads",
-    "loop.timeout_s",
-    "engine.zero_stage",
-    "model.activation_checkpointing",
-    "data.train",
-    "data.valid",
-    "data.num_workers",
-    "data.prefetch",
-    "data.max_bad_samples",
-)
 
 
 class TrainingConfig(Protocol):
@@ -214,7 +193,7 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         micro = [next(batches) for _ in run.rounds]
         waited += time.perf_counter() - before
         for batch in micro:
-            _log_samples(run, batch)
+            log_batch(Path(run.config.run_dir), world.rank, batch, samples=loop.log_samples)
         # The number that the loss is divided by is known before the first backward pass
         bad = sum(len(b.bad) for b in micro)
         total, samples, bad_total = world.sum(
@@ -412,59 +391,6 @@ def _resume(run: _Run) -> int:
 
 def _sizes(module: nn.Module) -> list[int]:
     return [int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()]
-
-
-def prepare_run_folder(config: TrainingConfig, fingerprint: str) -> None:
-    """Write config.yaml and environment.json of a new run; refuse a changed configuration of an old
-    one."""
-    run_dir = Path(config.run_dir)
-    resolved = run_dir / "config.yaml"
-    if resolved.exists():
-        changed = diff(read_yaml(resolved), to_dict(config))
-        refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
-        if refused:
-            lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
-            raise ConfigError(
-                f"{run_dir} is a run with another configuration:\n{lines}\nuse another run_dir "
-                f"for a new run, or the "
-                "old values to continue this one (docs/resume.md lists the keys that may change)"
-            )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "logs").mkdir(exist_ok=True)
-    temporary = run_dir / ".config.yaml.tmp"
-    temporary.write_text(to_yaml(config), encoding="utf-8")
-    temporary.replace(resolved)
-    environment = {
-        "w2v2dist": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "index_fingerprint": fingerprint,
-    }
-    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-
-
-def sample_record(batch: Batch) -> dict[str, Any]:
-    """What one slot used at one step, as `w2v2dist batches` prints it."""
-    masked = None if batch.mask is None else round(float(batch.mask.float().mean()), 6)
-    return {
-        "step": batch.step,
-        "slot": batch.slot,
-        "keys": batch.keys,
-        "starts": batch.starts,
-        "num_samples": batch.lengths,
-        "masked_fraction": masked,
-    }
-
-
-def _log_samples(run: _Run, batch: Batch) -> None:
-    logs = Path(run.config.run_dir) / "logs"
-    if run.config.loop.log_samples and batch.keys:
-        append_jsonl(logs / f"samples-{run.world.rank:05d}.jsonl", sample_record(batch))
-    for bad in batch.bad:
-        record = {"event": "sample_skipped", "step": batch.step, "slot": batch.slot, **bad}
-        append_jsonl(logs / f"skipped-{run.world.rank:05d}.jsonl", record)
 
 
 def _count_bad(run: _Run, new: int, step: int) -> None:

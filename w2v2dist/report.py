@@ -238,7 +238,7 @@ def _curves(run: Run) -> Figure | None:
             _draw(axes, *run.series(key, scale), colour=colour, label=label)
         if panel.curves[0][0] == "contrastive_loss":
             _mark_chance(axes, run.chance_bits)
-        _mark(axes, run.events)
+        _mark(axes, run.events, named=number == 0)
         if len(axes.get_legend_handles_labels()[1]):
             axes.legend(fontsize=7, frameon=False)
     return figure
@@ -280,16 +280,16 @@ def _mark_chance(axes: Axes, bits: float) -> None:
     axes.text(0.99, bits, f"chance {bits:.3f}", style, transform=place)
 
 
-def _mark(axes: Axes, events: list[Record]) -> None:
-    """A vertical line at each interruption and each resumption, named once."""
-    named: set[str] = set()
+def _mark(axes: Axes, events: list[Record], *, named: bool) -> None:
+    """A vertical line at each interruption and each resumption, in the legend once if `named`."""
+    seen: set[str] = set()
     for event in events:
         name, step = event.get("event"), event.get("step")
         if name in MARKED and isinstance(step, (int, float)):
-            label = None if name in named else name
+            label = name if named and name not in seen else None
             style = ":" if name == "preempted" else (0, (1, 3))
             axes.axvline(step, color=MARKED[name], linestyle=style, linewidth=1.2, label=label)
-            named.add(name)
+            seen.add(name)
 
 
 def _image(figure: Figure, description: str) -> str:

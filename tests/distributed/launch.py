@@ -28,7 +28,7 @@ MODEL = {
 
 
 def write_config(folder: Path, task: str, shards: Path, **values: Any) -> Path:
-    """A training of a few seconds on `shards`; `values` are top-level keys, merged one level deep."""
+    """A training of a few seconds on `shards`; `values` are merged one level deep."""
     config: dict[str, Any] = {
         "task": task,
         "run_dir": str(folder / "run"),

@@ -15,7 +15,7 @@ config schedules logging keyed
 distributed preemption
 model data decode metrics interop
 engine
-checkpoint
+checkpoint run_folder
 loop
 pretrain finetune language_model unsupervised report plan
 evaluate export

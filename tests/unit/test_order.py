@@ -122,7 +122,8 @@ def test_fine_tuning_uses_whole_utterances_and_leaves_out_longer_ones(index: Sha
     order = DataOrder(index, CONFIG, seed=1, crop=False)
     for micro in stream(order, 0, 1):
         assert micro.num_samples.tolist() == index.num_samples[micro.ids].tolist()
-        assert (micro.num_samples <= CONFIG.max_crop).all() and not micro.starts.any()
+        assert (micro.num_samples <= CONFIG.max_crop).all()
+        assert not micro.starts.any()
 
 
 def test_length_groups_waste_little(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def backward(model: Wav2Vec2ForPretraining, **kwargs: Any) -> PretrainingOutput:
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small lose more to threads waiting for each other than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +158,9 @@ def test_layer_drop_is_drawn_in_training_only() -> None:
     for layer in model.encoder.context_network.layers:
         layer.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     waveforms = torch.zeros(1, 400)
-    for _ in range(50):
+    for _ in range(20):
         model(waveforms)
-    assert abs(calls[0] / 1000 - 0.7) < 5 * np.sqrt(0.3 * 0.7 / 1000)
+    assert abs(calls[0] / 400 - 0.7) < 5 * np.sqrt(0.3 * 0.7 / 400)
     calls[0] = 0
     model.eval()(waveforms)
     assert calls[0] == 20

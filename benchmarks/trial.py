@@ -1,0 +1,211 @@
+"""A trial on one CPU: pre-train on all audio at hand, fine-tune on spoken digits, against random
+weights.
+
+    python benchmarks/trial.py --speech FOLDER --output FOLDER [--seeds 1 2 3] [--results FILE.md]
+
+FOLDER holds SET/SPLIT/SPEAKER/... in LibriSpeech's and TIMIT's layouts, with a set `digits` whose
+chapters 1 and 3 are
+strings of five digits and 2 and 4 single digits. For each seed: pre-training on every `train` and
+`unlabelled` split;
+fine-tuning on single digits, then on strings and single digits together, once from the pre-trained
+and once from
+random weights with the same budget; error rates on the unseen test speaker. Finished runs are kept:
+run it again to
+continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import datetime
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CHANCE_BITS = math.log2(101)
+# letter errors in %, a small model without pre-training
+FIRST_ATTEMPT = {"single": 26.0, "strings": 30.0}
+
+
+def run(arguments: list[str], log: Path) -> float:
+    """Run a command with one CPU thread; returns its wall seconds. Raises CalledProcessError."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    with log.open("a") as file:
+        subprocess.run(
+            arguments, check=True, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+        )
+    return time.perf_counter() - started
+
+
+def build_shards(speech: Path, output: Path) -> None:
+    """Shards of the pre-training audio and of the digits, single and in strings."""
+    splits = [p for p in sorted(speech.glob("*/*")) if p.name in ("train", "unlabelled")]
+    wanted: dict[str, list[Path]] = {"pretrain": splits}
+    wanted["pretrain_valid"] = [speech / "librispeech" / "valid"]
+    for split in ("train", "valid", "test"):
+        speakers = sorted((speech / "digits" / split).iterdir())
+        for name, chapters in (("single", "24"), ("strings", "13")):
+            folders = [s / c for s in speakers for c in chapters if (s / c).is_dir()]
+            wanted[f"{name}_{split}"] = folders
+    for name, folders in wanted.items():
+        inputs = [argument for folder in folders for argument in ("--input", str(folder))]
+        target = ["--output", str(output / "shards" / name), "--shard-mb", "64", "--workers", "2"]
+        run([sys.executable, "shards/build.py", *inputs, *target], output / "shards.log")
+
+
+def train_once(config: str, output: Path, name: str, overrides: list[str]) -> Path:
+    """Train a run (or continue it); returns its folder."""
+    folder = output / "runs" / name
+    command = [sys.executable, "-m", "w2v2dist.cli", "train", config, f"run_dir={folder}"]
+    seconds = run([*command, *overrides], output / f"{name}.log")
+    (folder / "seconds.txt").write_text(f"{seconds:.0f}\n")
+    return folder
+
+
+def one_seed(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+    """Error rates in % of both starts on both test sets."""
+    output, shards = arguments.output, arguments.output / "shards"
+    pretrained = train_once(
+        "configs/tiny_pretrain.yaml",
+        output,
+        f"pretrain_{seed}",
+        [
+            f"data.train={shards / 'pretrain'}",
+            f"data.valid={shards / 'pretrain_valid'}",
+            f"seed={seed}",
+            f"loop.max_steps={arguments.pretrain_steps}",
+        ],
+    )
+    results: dict[str, dict[str, float]] = {}
+    for start, source in (("pretrained", str(pretrained)), ("random", "null")):
+        stages = (
+            ("single", "single", arguments.single_steps),
+            ("strings", "strings", arguments.string_steps),
+        )
+        for stage, valid, steps in stages:
+            train = [shards / f"{name}_train" for name in ("single", "strings")]
+            folder = train_once(
+                "configs/tiny_finetune.yaml",
+                output,
+                f"{stage}_{start}_{seed}",
+                [
+                    f"data.train={train[0] if stage == 'single' else f'{train[0]},{train[1]}'}",
+                    f"data.valid={shards / f'{valid}_valid'}",
+                    f"seed={seed}",
+                    f"pretrained={source}",
+                    f"loop.max_steps={steps}",
+                    f"freeze_steps={arguments.freeze_steps if source == str(pretrained) else 0}",
+                ],
+            )
+            source = str(folder)
+            evaluate = [sys.executable, "-m", "w2v2dist.cli", "evaluate", str(folder)]
+            run([*evaluate, "--data", str(shards / f"{stage}_test")], output / "evaluate.log")
+            scores = json.loads((folder / "evaluation.json").read_text())
+            results[f"{stage}_{start}"] = {k: 100 * scores[k] for k in ("cer", "wer")}
+    return results
+
+
+def last_valid(folder: Path) -> dict[str, float]:
+    """The last validation record of a run."""
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [x for x in lines if any(k.startswith("valid/") for k in x)][-1]
+
+
+def results_page(
+    arguments: argparse.Namespace, results: dict[int, dict[str, dict[str, float]]]
+) -> str:
+    """Markdown: one row a seed and start, and the means."""
+    rows, means = [], {}
+    for stage in ("single", "strings"):
+        for start in ("pretrained", "random"):
+            cells = [results[s][f"{stage}_{start}"] for s in sorted(results)]
+            mean = {k: sum(c[k] for c in cells) / len(cells) for k in ("cer", "wer")}
+            means[stage, start] = mean["cer"]
+            each = " · ".join(f"{c['cer']:.1f} / {c['wer']:.1f}" for c in cells)
+            rows.append(
+                f"| {stage} | {start} | {each} | **{mean['cer']:.1f} / {mean['wer']:.1f}** |"
+            )
+    pretraining = []
+    for seed in sorted(results):
+        folder = arguments.output / "runs" / f"pretrain_{seed}"
+        valid = last_valid(folder)
+        pretraining.append(
+            f"| {seed} | {valid['valid/contrastive_loss']:.3f} | {valid['valid/accuracy']:.3f} | "
+            f"{valid['valid/code_perplexity']:.1f} | "
+            f"{(folder / 'seconds.txt').read_text().strip()} |"
+        )
+    verdict = []
+    for stage, first in FIRST_ATTEMPT.items():
+        pre, scratch = means[stage, "pretrained"], means[stage, "random"]
+        better = "better than" if pre < scratch else "NOT better than"
+        verdict.append(
+            f"- {stage}: {pre:.1f} % letter errors, {better} random weights at the same budget "
+            f"({scratch:.1f} %); "
+            f"the first attempt without pre-training had {first:.0f} %."
+        )
+    return "\n".join(
+        [
+            "# Trial: pre-training on an hour of speech, fine-tuning on digits (CPU)",
+            "",
+            f"{datetime.date.today()} · {os.cpu_count()} CPU cores, one thread a run · seeds "
+            f"{sorted(results)} · "
+            f"`python benchmarks/trial.py --speech FOLDER --output FOLDER --pretrain-steps "
+            f"{arguments.pretrain_steps} "
+            f"--single-steps {arguments.single_steps} --string-steps {arguments.string_steps} "
+            f"--freeze-steps {arguments.freeze_steps}`",
+            "",
+            f"## Pre-training: validation on LibriSpeech speakers not trained on (chance: "
+            f"{CHANCE_BITS:.3f} bits)",
+            "",
+            "| seed | contrastive loss, bits | accuracy | code perplexity | wall seconds |",
+            "|-|-|-|-|-|",
+            *pretraining,
+            "",
+            "## Fine-tuning: letter / word errors in % on the unseen speaker, greedy",
+            "",
+            "| test set | start | seeds | mean |",
+            "|-|-|-|-|",
+            *rows,
+            "",
+            *verdict,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Run the trial and write the results page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--speech", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--pretrain-steps", type=int, default=2000)
+    parser.add_argument("--single-steps", type=int, default=700)
+    parser.add_argument("--string-steps", type=int, default=500)
+    parser.add_argument("--freeze-steps", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time (one CPU thread each)")
+    parser.add_argument(
+        "--results", type=Path, help="Markdown page to write (default: OUTPUT/results.md)"
+    )
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    build_shards(arguments.speech, arguments.output)
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        scores = list(pool.map(lambda seed: one_seed(arguments, seed), arguments.seeds))
+    page = results_page(arguments, dict(zip(arguments.seeds, scores, strict=True)))
+    (arguments.results or arguments.output / "results.md").write_text(page)
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""launch/submit.py without a cluster: arguments, the plan, the sbatch script, --local."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.submit import main, parse_minutes, parse_nodes
+from w2v2dist.cli import read_config
+from w2v2dist.cluster import ClusterConfig, make_executor
+from w2v2dist.config import ConfigError, from_dict, read_yaml
+from w2v2dist.local import run_local
+from w2v2dist.plan import activation_bytes, count_parameters, make_plan, slot_flops
+from w2v2dist.preemption import EXIT_PREEMPTED
+
+ROOT = Path(__file__).parents[2]
+BASE, LARGE = str(ROOT / "configs/base_ls960.yaml"), str(ROOT / "configs/large_lv60k.yaml")
+
+
+@pytest.mark.parametrize("text", ["4-2", "x", "0", "1-2-3", "-1", "", "0-4", "2.5"])
+def test_nodes_that_cannot_be(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--nodes is .* but must be N or MIN-MAX"):
+        parse_nodes(text)
+
+
+def test_nodes_and_times() -> None:
+    assert parse_nodes("8") == (8, 8)
+    assert parse_nodes("12-16") == (12, 16)
+    times = ["90", "01:30:00", "00:00:01", "2-01:00:00"]
+    assert [parse_minutes(t) for t in times] == [90, 90, 1, 2940]
+    for wrong in ("0", "1h", "00:00:00", "12:00"):
+        with pytest.raises(ValueError, match="--time is"):
+            parse_minutes(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "4-2", LARGE], "--nodes is '4-2'"),
+        (["--nodes", "8-17", LARGE], "virtual_world_size is 128 but the job has 136 processes"),
+        (["--local", "--processes", "65", BASE], "is 64 but the job has 65 processes"),
+        (["--local", "--processes", "0", BASE], "--processes is 0"),
+        (["--time", "soon", BASE], "--time is 'soon'"),
+        (["--gpus-per-node", "-1", BASE], "gpus_per_node is -1"),
+        (["--gpus-per-node", "0", "--tasks-per-node", "0", BASE], "tasks_per_node is 0"),
+        ([str(ROOT / "configs/base_ls961.yaml")], "did you mean base_ls960.yaml?"),
+        ([BASE, "loop.max_step=3"], "did you mean loop.max_steps?"),
+        ([BASE, "--nodes", "2", "loop.max_steps=ten"], "must be a whole number"),
+        (["--cluster", "nowhere.yaml", BASE], "nowhere.yaml does not exist"),
+    ],
+)
+def test_mistakes_end_before_submitting(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_sbatch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([BASE, f"run_dir={tmp_path}/run"]) == 2
+    error = capsys.readouterr().err
+    assert "sbatch is not on the PATH" in error
+    assert "--local" in error
+    assert "--dry-run" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_cluster_profiles(tmp_path: Path) -> None:
+    for path in (ROOT / "launch/clusters").glob("*.yaml"):
+        assert from_dict(ClusterConfig, read_yaml(path)).num_tasks_per_node == 8
+    with pytest.raises(ConfigError, match="did you mean partition"):
+        from_dict(ClusterConfig, {"partitions": "gpu"})
+
+
+def test_script(tmp_path: Path) -> None:
+    cluster = ClusterConfig(
+        account="speech",
+        partition="gpu",
+        modules=("cuda/12.8",),
+        environment={"NOTE": "two words"},
+        setup=("source env/bin/activate",),
+        sbatch={"reservation": "night"},
+        srun_args=("--container-image=/i.sqsh",),
+        python="python3",
+        max_failures=5,
+    )
+    lines = make_executor(cluster, tmp_path / "run", "12-16", 90).script().splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    expected = ["account=speech", "partition=gpu", "nodes=12-16", "time=90", "gpus-per-node=8"]
+    expected += ["reservation=night", "signal=USR2@120", "open-mode=append", "mem=0"]
+    expected += ["dependency=singleton", "exclusive", "requeue"]
+    assert {f"--{option}" for option in expected} <= set(options)
+    # As the job's option it would pin the number of tasks, and the job wait for a lost node
+    assert not [option for option in options if "ntasks" in option]
+    (srun,) = [line for line in lines if line.startswith("srun ")]
+    for part in ("--kill-on-bad-exit=1", "--ntasks-per-node=8", "--container-image=/i.sqsh"):
+        assert part in srun.split()
+    assert f"python3 -u -m submitit.core._submit {tmp_path}/run/logs" in srun
+    before = lines[: lines.index(srun)]
+    assert {"module load cuda/12.8", "export NOTE='two words'"} <= set(before)
+    assert "source env/bin/activate" in before
+
+
+def test_script_without_gpus(tmp_path: Path) -> None:
+    cluster = ClusterConfig(gpus_per_node=0, tasks_per_node=4, exclusive=False)
+    script = make_executor(cluster, tmp_path, "2", 90).script()
+    assert "--gpus" not in script
+    assert "--exclusive" not in script
+    assert "--ntasks-per-node=4" in script
+
+
+def run_teardown(run_dir: Path, exit_code: int) -> tuple[int, bool]:
+    """Exit status of the rendered script's end, after `exit_code`, and whether it requeued."""
+    tools = run_dir / "bin"
+    tools.mkdir(exist_ok=True)
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {run_dir}/requeued\n')
+    (tools / "sleep").write_text("#!/bin/sh\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    script = make_executor(ClusterConfig(max_failures=2), run_dir, "1", 9).script()
+    script = f"(exit {exit_code})\n" + script.split("# teardown\n")[1]
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    code = subprocess.run(["bash", "-c", script], env=environment, check=False).returncode
+    requeued = (run_dir / "requeued").exists()
+    (run_dir / "requeued").unlink(missing_ok=True)
+    return code, requeued
+
+
+def test_failed_job_is_requeued_while_it_progresses(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    assert run_teardown(tmp_path, 0) == (0, False)
+    assert run_teardown(tmp_path, 1) == (1, True)
+    for _ in range(3):  # preempted: no failure
+        assert run_teardown(tmp_path, EXIT_PREEMPTED) == (EXIT_PREEMPTED, True)
+    assert run_teardown(tmp_path, 137) == (137, False)  # the second without a checkpoint
+    (tmp_path / "checkpoints" / "step_00000100").mkdir(parents=True)
+    assert run_teardown(tmp_path, 1) == (1, True)
+    (tmp_path / "checkpoints" / "step_00000200").mkdir()
+    assert run_teardown(tmp_path, 1) == (1, True)
+    assert run_teardown(tmp_path, 1) == (1, False)
+    (tmp_path / "checkpoints" / "step_00000300").mkdir()
+    (tmp_path / "logs" / "7.error").write_text("a mistake in the configuration")
+    assert run_teardown(tmp_path, 2) == (2, False)
+
+
+def test_plan_of_large_on_16_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--nodes", "16", LARGE, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("128 on 16 nodes", "1 per GPU", "2.67 h", "317.4 M", "ASSUMED", "#SBATCH --nodes"):
+        assert part in printed
+    assert not (ROOT / "runs/large_lv60k/logs").exists()
+
+
+def test_plan_numbers() -> None:
+    config = read_config(LARGE, ["engine.zero_stage=1"])
+    plan = make_plan(config, 16, 8, 100.0)
+    assert plan.hours_per_step == pytest.approx(128 * 1.2e6 / 16_000 / 3600)
+    half = make_plan(config, 12, 8, 100.0)
+    assert (plan.slots_per_process, half.slots_per_process) == (1, 2)
+    assert half.hours_per_step == plan.hours_per_step
+    assert half.step_seconds == pytest.approx(2 * plan.step_seconds)
+    # ZeRO 1 in bf16: 2 + 4 bytes of a parameter everywhere, 12 over the processes
+    assert plan.state_bytes == pytest.approx(plan.num_parameters * (6 + 12 / 128))
+    assert plan.checkpoint_bytes == 12 * plan.num_parameters
+
+
+def test_flops_of_base_are_those_measured() -> None:
+    # Forward and backward of 2 x 250,000 samples: 1,441 GFLOP, a third of it convolutions
+    config = read_config(BASE, []).model
+    total, convolutions = count_parameters(config, "pretrain")
+    flops = slot_flops(config, total - convolutions, 500_000, 250_000)
+    assert flops == pytest.approx(1.441e12, rel=0.05)
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing() -> None:
+    config = read_config(BASE, []).model
+    saving = read_config(BASE, ["model.activation_checkpointing=true"]).model
+    plain = activation_bytes(config, 1_400_000, 2)[0]
+    assert activation_bytes(config, 2_800_000, 2)[0] == pytest.approx(2 * plain)
+    assert activation_bytes(config, 1_400_000, 4)[0] == pytest.approx(2 * plain)
+    assert activation_bytes(saving, 1_400_000, 2)[0] < plain
+
+
+def test_local_reports_a_mistake_of_the_training(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"task: pretrain\nrun_dir: {tmp_path}/run\n")
+    assert run_local([str(config)], tmp_path / "logs", 2) == 2
+    assert "data.train is not set" in capfd.readouterr().err
+
+
+def test_local_passes_signals_on(tmp_path: Path) -> None:
+    """Ranks that still import end at once, by the signal: the mistake in CONFIG is not reached."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"task: pretrain\nrun_dir: {tmp_path}/run\n")
+    code = "import sys; from pathlib import Path; from w2v2dist.local import run_local; "
+    code += "sys.exit(run_local([sys.argv[1]], Path(sys.argv[2]), 2))"
+    launcher = subprocess.Popen([sys.executable, "-c", code, str(config), str(tmp_path / "logs")])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "logs" / "rank_1.log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if is_rank(p, config)]
+
+
+def is_rank(path: Path, config: Path) -> bool:
+    try:
+        return str(config).encode() in path.read_bytes().split(b"\0")
+    except OSError:  # it has just ended
+        return False

@@ -1,0 +1,88 @@
+"""The run folder: its resolved configuration, which may not change, and the logs of samples."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from w2v2dist import __version__
+from w2v2dist.config import ConfigError, diff, read_yaml, to_dict, to_yaml
+from w2v2dist.data.loader import Batch
+from w2v2dist.logging import append_jsonl
+
+# Keys of a run that may differ when it is resumed: they change neither numbers nor data
+MAY_CHANGE = (
+    "run_dir",
+    "loop.log_every",
+    "loop.validate_every",
+    "loop.save_every",
+    "loop.keep_last",
+    "loop.log_samples",
+    "loop.num_threads",
+    "loop.timeout_s",
+    "engine.zero_stage",
+    "model.activation_checkpointing",
+    "data.train",
+    "data.valid",
+    "data.num_workers",
+    "data.prefetch",
+    "data.max_bad_samples",
+)
+
+
+def prepare_run_folder(config: Any, fingerprint: str) -> None:
+    """Write config.yaml and environment.json of a new run; refuse a changed configuration of an old
+    one."""
+    run_dir = Path(config.run_dir)
+    resolved = run_dir / "config.yaml"
+    if resolved.exists():
+        changed = diff(read_yaml(resolved), to_dict(config))
+        refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
+        if refused:
+            lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
+            raise ConfigError(
+                f"{run_dir} is a run with another configuration:\n{lines}\nuse another run_dir "
+                f"for a new run, or the "
+                "old values to continue this one (docs/resume.md lists the keys that may change)"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    temporary = run_dir / ".config.yaml.tmp"
+    temporary.write_text(to_yaml(config), encoding="utf-8")
+    temporary.replace(resolved)
+    environment = {
+        "w2v2dist": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "index_fingerprint": fingerprint,
+    }
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def sample_record(batch: Batch) -> dict[str, Any]:
+    """What one slot used at one step, as `w2v2dist batches` prints it."""
+    masked = None if batch.mask is None else round(float(batch.mask.float().mean()), 6)
+    return {
+        "step": batch.step,
+        "slot": batch.slot,
+        "keys": batch.keys,
+        "starts": batch.starts,
+        "num_samples": batch.lengths,
+        "masked_fraction": masked,
+    }
+
+
+def log_batch(run_dir: Path, rank: int, batch: Batch, *, samples: bool) -> None:
+    """Append what a slot used (where `samples`) and what it had to skip to the logs of a rank."""
+    logs = run_dir / "logs"
+    if samples and batch.keys:
+        append_jsonl(logs / f"samples-{rank:05d}.jsonl", sample_record(batch))
+    for bad in batch.bad:
+        record = {"event": "sample_skipped", "step": batch.step, "slot": batch.slot, **bad}
+        append_jsonl(logs / f"skipped-{rank:05d}.jsonl", record)
