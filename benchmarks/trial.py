@@ -65,7 +65,8 @@ def train_once(config: str, output: Path, name: str, overrides: list[str]) -> Pa
     folder = output / "runs" / name
     command = [sys.executable, "-m", "w2v2dist.cli", "train", config, f"run_dir={folder}"]
     seconds = run([*command, *overrides], output / f"{name}.log")
-    (folder / "seconds.txt").write_text(f"{seconds:.0f}\n")
+    with (folder / "seconds.txt").open("a") as file:  # one line a start
+        file.write(f"{seconds:.0f}\n")
     return folder
 
 
@@ -101,6 +102,7 @@ def one_seed(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, fl
                     f"seed={seed}",
                     f"pretrained={source}",
                     f"loop.max_steps={steps}",
+                    "data.virtual_world_size=1",
                     f"freeze_steps={arguments.freeze_steps if source == str(pretrained) else 0}",
                 ],
             )
@@ -188,9 +190,9 @@ def main() -> int:
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--pretrain-steps", type=int, default=2000)
-    parser.add_argument("--single-steps", type=int, default=700)
-    parser.add_argument("--string-steps", type=int, default=500)
+    parser.add_argument("--pretrain-steps", type=int, default=800)
+    parser.add_argument("--single-steps", type=int, default=600)
+    parser.add_argument("--string-steps", type=int, default=400)
     parser.add_argument("--freeze-steps", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time (one CPU thread each)")
     parser.add_argument(

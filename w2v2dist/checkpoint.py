@@ -238,10 +238,9 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
     optimizer = engine.optimizer
     for group, saved in zip(optimizer.param_groups, meta["optimizer"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-        for flat in group["params"]:  # one step tensor for each: shared ones would count twice
-            if flat in optimizer.state:
-                count = torch.tensor(float(group["num_updates"]), device=flat.device)
-                optimizer.state[flat]["step"] = count
+    (updates,) = {group["num_updates"] for group in optimizer.param_groups}
+    for state in optimizer.state.values():  # a tensor each: shared ones would count twice
+        state["step"] = torch.full_like(state["step"], float(updates))
     _after_load(engine)
     if "loss_scale" in meta and engine.config.precision == "fp16":
         scaler = getattr(engine.deepspeed.optimizer, "loss_scaler", engine.deepspeed.optimizer)

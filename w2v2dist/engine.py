@@ -111,7 +111,8 @@ class Engine:
             "train_batch_size": num_rounds * self.world.size,
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": num_rounds,
-            "zero_optimization": {"stage": self.config.zero_stage},
+            # One sub-group: ZeRO 3 calls Adam for each, and Adam counts its calls
+            "zero_optimization": {"stage": self.config.zero_stage, "sub_group_size": 10**12},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0,

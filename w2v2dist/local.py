@@ -61,7 +61,7 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    with (log_dir / f"rank_{rank}.log").open("ab") as log:
+    with Path(log_dir / f"rank_{rank}.log" if rank else os.devnull).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-u", "-m", "w2v2dist.cluster", *arguments],
             env=environment,

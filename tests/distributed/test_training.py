@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def test_a_signal_saves_and_the_same_command_continues_at_another_world_size(
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    processes[1].send_signal(signal.SIGUSR1)  # one rank alone is told: all must agree
+    # One rank alone is told, with its data workers, as Slurm does: all must agree
+    subprocess.run(["pkill", "-TERM", "-P", str(processes[1].pid)], check=True, timeout=20)
+    processes[1].send_signal(signal.SIGTERM)
     codes, output = finish(processes)
     assert codes == [75, 75], output[-3000:]
     saved = event(tmp_path / "run", "preempted")["step"]

@@ -1,0 +1,210 @@
+"""Start a training on a Slurm cluster, or here; the same command again resumes it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from w2v2dist.config import ConfigError, from_dict, read_yaml, to_yaml
+
+EPILOG = """examples:
+  # what 16 nodes of 8 GPUs would do, and the sbatch script, without submitting
+  python launch/submit.py --nodes 16 configs/large_lv60k.yaml --dry-run
+  # submit; 12 nodes will do if 16 are not free, also after a node fails
+  python launch/submit.py --nodes 12-16 --cluster mine.yaml --time 12:00:00 configs/large_ls960.yaml
+  # here, on all GPUs (on the CPU: 2 processes)
+  python launch/submit.py --local configs/tiny_pretrain.yaml data.train=DIR data.valid=DIR
+
+A job that is preempted, reaches its time limit or loses a node is requeued and resumes by itself.
+Submitting the same run folder again resumes it too; a second job waits for the first.
+Logs: RUN/logs/JOB_RANK_log.out.
+"""
+# Slurm's words for a job that is over
+ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 submitted or finished, 1 failed, 2 a user's mistake, 75 saved on a signal."""
+    args = make_parser().parse_intermixed_args(argv)
+    try:
+        return _run(args)
+    except (ConfigError, ValueError) as error:
+        print(f"submit.py: {error}", file=sys.stderr)
+        return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="launch/submit.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="YAML file of the training")
+    add("overrides", nargs="*", metavar="key=value", help="settings that win over CONFIG")
+    add("--nodes", default="1", metavar="N|MIN-MAX", help="number of nodes (default: 1)")
+    add("--gpus-per-node", type=int, metavar="N", help="default: the profile's, 8; 0: no GPUs")
+    add("--tasks-per-node", type=int, metavar="N", help="processes per node (default: one per GPU)")
+    add("--partition", metavar="P", help="Slurm partition (default: the profile's)")
+    add("--time", metavar="HH:MM:SS|MINUTES", help="limit of one allocation (default: 24:00:00)")
+    add("--cluster", metavar="FILE", help="profile of a cluster: see launch/clusters/generic.yaml")
+    add("--follow", action="store_true", help="print rank 0's log until the job is over")
+    add("--processes", type=int, metavar="N", help="of --local (default: one per GPU; CPU: 2)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="run on this machine, submit nothing")
+    where.add_argument(
+        "--dry-run", action="store_true", help="print the plan and the sbatch script"
+    )
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from w2v2dist.cli import read_config  # late: --help need not wait for torch
+    from w2v2dist.cluster import TrainJob, make_executor
+    from w2v2dist.distributed import VirtualRanks
+
+    config = read_config(args.config, args.overrides)
+    run_dir = Path(config.run_dir).absolute()
+    if args.local:
+        return _run_local(args, config, run_dir)
+    low, high = parse_nodes(args.nodes)
+    cluster = read_cluster(args)
+    VirtualRanks(config.data.virtual_world_size).check(high * cluster.num_tasks_per_node)
+    nodes = str(low) if low == high else f"{low}-{high}"
+    executor = make_executor(cluster, run_dir, nodes, parse_minutes(cluster.time))
+    if args.dry_run:
+        _print_plan(config, low, high, cluster)
+        print(f"\n# the sbatch script\n{executor.script()}\n\nnothing was submitted (--dry-run)")
+        return 0
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "sbatch is not on the PATH, so this is no Slurm login node: run here with --local, or "
+            "print the plan and the sbatch script with --dry-run"
+        )
+    try:
+        job = executor.submit(TrainJob(str(snapshot(config, run_dir))))
+    except Exception as error:  # submitit wraps what sbatch said in an exception of its own
+        print(f"submit.py: sbatch refused the job: {error}", file=sys.stderr)
+        return 1
+    log = job.paths.stdout
+    print(
+        f"submitted job {job.job_id}: {nodes} nodes x {cluster.num_tasks_per_node} processes",
+        f"run  {run_dir}",
+        f"log  {log}",
+        sep="\n",
+    )
+    return follow(job.job_id, log) if args.follow else 0
+
+
+def parse_nodes(text: str) -> tuple[int, int]:
+    """ "8" to (8, 8), "8-16" to (8, 16). Raises ValueError."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise ValueError(
+            f"--nodes is {text!r} but must be N or MIN-MAX, 1 <= MIN <= MAX: for example 8 or 12-16"
+        )
+    return low, high
+
+
+def parse_minutes(text: str) -> int:
+    """Minutes of "90", "HH:MM:SS" or "D-HH:MM:SS", rounded up. Raises ValueError."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d{1,2}):(\d{1,2})", text.strip())
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        total = days * 1440 + hours * 60 + minutes + (seconds > 0)
+    else:
+        total = int(text) if text.strip().isdigit() else 0
+    if total < 1:
+        raise ValueError(
+            f"--time is {text!r} but must be HH:MM:SS, D-HH:MM:SS or minutes, at least 1 minute"
+        )
+    return total
+
+
+def read_cluster(args: argparse.Namespace) -> Any:
+    """The profile of --cluster, or the defaults, under the command line. Raises ConfigError."""
+    from w2v2dist.cluster import ClusterConfig
+
+    cluster = from_dict(ClusterConfig, read_yaml(args.cluster) if args.cluster else {})
+    names = ("gpus_per_node", "tasks_per_node", "partition", "time")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return dataclasses.replace(cluster, **given)
+
+
+def snapshot(config: Any, run_dir: Path) -> Path:
+    """Write the resolved configuration: editing CONFIG while the job waits must not change it."""
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"submitted-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return path
+
+
+def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
+    from w2v2dist.plan import make_plan
+
+    plan = make_plan(config, high, cluster.num_tasks_per_node, cluster.peak_tflops)
+    print(f"run             {config.run_dir}", *plan.lines(cluster.gpu_memory_gib), sep="\n")
+    if low < high:
+        least = make_plan(config, low, cluster.num_tasks_per_node, cluster.peak_tflops)
+        print(
+            f"{f'with {low} nodes':<16}{least.slots_per_process} slots per GPU, "
+            f"{least.step_seconds:.2f} s a step (assumed); the same batch and the same results"
+        )
+
+
+def _run_local(args: argparse.Namespace, config: Any, run_dir: Path) -> int:
+    import torch
+
+    from w2v2dist.distributed import VirtualRanks
+    from w2v2dist.local import run_local
+
+    num_processes = args.processes if args.processes is not None else torch.cuda.device_count() or 2
+    if num_processes < 1:
+        raise ValueError(f"--processes is {num_processes} but must be at least 1")
+    VirtualRanks(config.data.virtual_world_size).check(num_processes)
+    return run_local([str(snapshot(config, run_dir))], run_dir / "logs", num_processes)
+
+
+def follow(job_id: str, log: Path, poll_s: float = 2.0) -> int:
+    """Print the log until the job is over: 0 if it completed, else 1. Ctrl-C stops only this."""
+    position, state, told = 0, "", ""
+    try:
+        while state not in ENDED:
+            command = ["scontrol", "show", "job", "--oneliner", job_id]
+            shown = subprocess.run(command, capture_output=True, text=True, check=False)
+            match = re.search(r"JobState=(\w+)", shown.stdout)
+            gone = "Invalid job id" in shown.stderr
+            state = match[1] if match else ("COMPLETED" if gone else state)
+            if state != told:
+                print(f"[job {job_id}: {state}]", flush=True)
+                told = state
+            if log.exists():
+                with log.open("rb") as file:
+                    file.seek(position)
+                    sys.stdout.write(file.read().decode("utf-8", errors="replace"))
+                    sys.stdout.flush()
+                    position = file.tell()
+            if state not in ENDED:
+                time.sleep(poll_s)
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; stop it with: scancel {job_id}")
+        return 0
+    return 0 if state == "COMPLETED" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
