@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import event, finish, losses, samples, start, train, write_config
+from tests.distributed.processes import event, finish, losses, samples, start, train, write_config
 from w2v2dist.cli import main
 from w2v2dist.logging import read_jsonl
 

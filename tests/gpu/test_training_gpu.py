@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.launch import event, losses, train, write_config
+from tests.distributed.processes import event, losses, train, write_config
 
 pytestmark = [
     pytest.mark.gpu,
