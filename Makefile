@@ -6,12 +6,12 @@ unexport DS_ACCELERATOR
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
-SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
-	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' && echo $$p && break; done)
+SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 MISSING = { ! $(SYSTEM_PYTHON) -c 'import ensurepip' || ! command -v g++ || ! test -e \
 	"$$($(SYSTEM_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; } >/dev/null 2>&1
 
-.PHONY: help setup demo test test-slow test-slurm lint format clean
+.PHONY: help setup demo test test-slurm lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,7 +19,7 @@ help:  ## list the targets
 setup: $(STAMP)  ## virtual environment in .venv with the pinned dependencies
 
 $(RUN)/python:
-	@test -n "$(SYSTEM_PYTHON)" || { echo "Python 3.10 or later is needed and none was found: install python3 (Debian: apt-get install python3 python3-venv python3-dev g++)"; exit 1; }
+	@test -n "$(SYSTEM_PYTHON)" || { echo "Python 3.11 or later is needed and none was found: install python3 (Debian: apt-get install python3 python3-venv python3-dev g++)"; exit 1; }
 	@if $(MISSING); then \
 	  packages="python3-venv python3-dev g++"; \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && apt-get install -y -q $$packages; \
@@ -35,9 +35,6 @@ demo: $(STAMP)  ## shards, pre-training, interruption, fine-tuning, WER, report;
 
 test: $(STAMP)  ## the tests (no GPU or Slurm needed)
 	$(RUN)/python -m pytest
-
-test-slow: $(STAMP)  ## the tests that take minutes each
-	$(RUN)/python -m pytest -m slow
 
 test-slurm: $(STAMP)  ## installs Slurm on this machine (Debian, root) and runs the tests on it
 	bash tests/slurm/install.sh

@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from w2v2dist.engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of fp16
 
 
 class CheckpointError(RuntimeError):
@@ -100,9 +101,8 @@ def _fragments(engine: Engine) -> Iterator[_Fragment]:
     if engine.is_plain:
         for name, p in engine.module.named_parameters():
             yield _Fragment(name, p.numel(), p, 0, 0, p.numel())
-    elif hasattr(
-        wrapper, "fp32_partitioned_groups_flat"
-    ):  # ZeRO 3: each parameter is cut over the processes
+    elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
+        # ZeRO 3: each parameter is cut over the processes
         for parameters, flat in zip(
             wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat, strict=True
         ):
@@ -113,12 +113,6 @@ def _fragments(engine: Engine) -> Iterator[_Fragment]:
                 if size:
                     yield _Fragment(names[id(p)], p.ds_numel, flat, offset, rank * part, size)
                 offset += part
-    elif hasattr(
-        wrapper, "fp32_groups"
-    ):  # ZeRO 0 in fp16: a whole copy of each parameter everywhere
-        for parameters, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for p, master in zip(parameters, masters, strict=True):
-                yield _Fragment(names[id(p)], p.numel(), master, 0, 0, p.numel())
     else:  # ZeRO 1, 2 and bf16 at ZeRO 0: all parameters in one line, cut over the processes
         flats = (
             getattr(wrapper, "single_partition_of_fp32_groups", None)
@@ -143,7 +137,7 @@ def _state(engine: Engine, *, for_save: bool) -> dict[str, Any]:
             state.setdefault(key, torch.zeros_like(f.flat.data))
         state.setdefault("step", torch.zeros((), device=f.flat.device))
         offset, start, size = f.offset, f.start, f.size
-        if for_save and size == f.numel and world > 1 and _is_replicated(engine):
+        if for_save and engine.is_plain:
             part = -(-f.numel // world)  # every process holds all of it: each writes a part
             first = min(rank * part, f.numel)
             offset, start, size = f.offset + first, first, min(part, f.numel - first)
@@ -155,10 +149,6 @@ def _state(engine: Engine, *, for_save: bool) -> dict[str, Any]:
     for name, buffer in engine.module.named_buffers():
         out[f"buffer/{name}"] = buffer.detach()
     return out
-
-
-def _is_replicated(engine: Engine) -> bool:
-    return engine.is_plain or hasattr(engine.deepspeed.optimizer, "fp32_groups")
 
 
 def save(engine: Engine, root: Path, step: int, meta: dict[str, Any]) -> Path:
@@ -186,16 +176,18 @@ def save(engine: Engine, root: Path, step: int, meta: dict[str, Any]) -> Path:
             ]
             record = {**meta, "step": step, "world_size": world.size, "optimizer": hyper}
             if engine.config.precision == "fp16":
-                record["loss_scale"] = engine.loss_scale
+                scaler = engine.deepspeed.optimizer.loss_scaler
+                record["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER}
             with (temporary / "meta.json").open("w", encoding="utf-8") as file:
                 json.dump(record, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             _sync_folder(temporary)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():  # a damaged one of the same step
+                os.replace(final, root / f".tmp-old-{final.name}")
             os.replace(temporary, final)
             _sync_folder(root)
-    except (CheckpointException, OSError, RuntimeError) as error:
+    except (Exception, CheckpointException) as error:  # the others wait below, whatever it is
         problem = _reason(error)
         if shutil.disk_usage(root).free < 1 << 20:  # torch's own message hides the cause
             problem = "no space left on the device"
@@ -229,12 +221,21 @@ def _reason(error: BaseException) -> str:
 def load(engine: Engine, folder: Path) -> dict[str, Any]:
     """Read a checkpoint of any world size and ZeRO stage into the engine; returns its meta. Raises
     CheckpointError."""
-    meta = read_meta(folder)
-    state = _state(engine, for_save=False)
+    problem = ""
     try:
-        state_dict_loader.load(state, checkpoint_id=folder, process_group=_host_group())
-    except (CheckpointException, OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"checkpoint {folder} cannot be read: {_reason(error)}") from error
+        meta = read_meta(folder)
+    except CheckpointError as error:
+        problem = str(error)
+    if engine.world.max([float(bool(problem))])[0]:  # reading is collective: all or none begin it
+        raise CheckpointError(problem or f"{folder} is not readable by another process")
+    try:
+        state_dict_loader.load(
+            _state(engine, for_save=False), checkpoint_id=folder, process_group=_host_group()
+        )
+    except (Exception, CheckpointException) as error:
+        problem = _reason(error)
+    if engine.world.max([float(bool(problem))])[0]:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {problem or 'elsewhere'}")
     optimizer = engine.optimizer
     for group, saved in zip(optimizer.param_groups, meta["optimizer"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
@@ -242,9 +243,8 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
     for state in optimizer.state.values():  # a tensor each: shared ones would count twice
         state["step"] = torch.full_like(state["step"], float(updates))
     _after_load(engine)
-    if "loss_scale" in meta and engine.config.precision == "fp16":
-        scaler = getattr(engine.deepspeed.optimizer, "loss_scaler", engine.deepspeed.optimizer)
-        scaler.cur_scale = meta["loss_scale"]
+    for name, value in meta.get("loss_scaler", {}).items():
+        setattr(engine.deepspeed.optimizer.loss_scaler, name, value)
     engine.deepspeed.global_steps = int(meta["step"])
     return meta
 
@@ -265,10 +265,6 @@ def _after_load(engine: Engine) -> None:
                 p.data = part.data
         if len(wrapper.persistent_parameters):
             wrapper.persistent_parameters[0].partition(wrapper.persistent_parameters)
-    elif hasattr(wrapper, "fp32_groups"):
-        for parameters, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for p, master in zip(parameters, masters, strict=True):
-                p.data.copy_(master.data)
     else:
         wrapper.update_lp_params()
 

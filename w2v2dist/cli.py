@@ -29,6 +29,7 @@ def read_config(path: str, overrides: list[str]) -> Any:
 def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> str:
     """Run one rank of a training; returns "finished" or "preempted". `flag` then holds the agreed
     signal."""
+    from w2v2dist.checkpoint import candidates
     from w2v2dist.distributed import World
     from w2v2dist.finetune import FinetuneTask
     from w2v2dist.loop import fit
@@ -36,7 +37,12 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> str:
 
     config = read_config(config_path, overrides)
     world = World.from_environment(config.loop.timeout_s)
-    task = PretrainTask(config) if config.task == "pretrain" else FinetuneTask(config)
+    task: PretrainTask | FinetuneTask
+    if config.task == "pretrain":
+        task = PretrainTask(config)
+    else:  # a run that has saved needs its pre-trained model no more
+        resumes = bool(candidates(Path(config.run_dir) / "checkpoints"))
+        task = FinetuneTask(config, skip_pretrained=resumes)
     status = fit(task, world, flag)
     world.close()
     return status
@@ -169,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
             console.print(
                 f"wrote {write_report(runs, Path(args.output or runs[0] / 'report.html'))}"
             )
-    except (ConfigError, ValueError, CheckpointError, FileNotFoundError) as error:
+    except (ValueError, CheckpointError, FileNotFoundError, FloatingPointError) as error:
         print(f"w2v2dist: {error}", file=sys.stderr)
         return 2
     return 0

@@ -18,7 +18,6 @@ from typing import Any
 import submitit
 from submitit.helpers import Checkpointable
 
-from w2v2dist.config import ConfigError
 from w2v2dist.preemption import EXIT_PREEMPTED, PreemptionFlag
 
 EXIT_CONFIG = 2  # a mistake in the configuration: running again cannot help
@@ -82,7 +81,10 @@ class TrainJob(Checkpointable):
                 from w2v2dist.cli import train
 
                 outcome = train(self.config_path, list(self.overrides), flag)
-        except ConfigError as error:
+        except (
+            ValueError,
+            FileNotFoundError,
+        ) as error:  # a user's mistake: ConfigError and its like
             print(f"error: {error}", file=sys.stderr)
             record = environment.paths.folder / f"{environment.job_id}.error"
             record.write_text(f"{error}\n", encoding="utf-8")

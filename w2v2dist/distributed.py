@@ -7,6 +7,7 @@ import datetime
 import os
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,6 @@ class World:
                     "torchrun, launch/submit.py or the sbatch files under launch/"
                 )
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         cuda = torch.cuda.is_available()
         device = (
             torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -45,8 +45,10 @@ class World:
         )
         if cuda:
             torch.cuda.set_device(device)
+            local_rank = device.index  # a task may see only its own GPU; DeepSpeed reads LOCAL_RANK
         else:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
@@ -69,6 +71,12 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op=op)
         return [float(v) for v in tensor.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's picklable value, in the order of ranks."""
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value)
+        return out
 
     def barrier(self) -> None:
         """Wait for every process."""

@@ -33,7 +33,11 @@ class OptimizerConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """DeepSpeed: what is partitioned over the processes, and the number format of weights and
-    activations."""
+    activations.
+
+    fp16 at stage 0 runs as stage 1, the same numbers in less memory: DeepSpeed's own optimizer for
+    it scales losses in another way.
+    """
 
     zero_stage: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -107,12 +111,14 @@ class Engine:
         self.module: nn.Module = engine.module
 
     def _deepspeed_config(self, num_rounds: int) -> dict[str, Any]:
+        narrow = self.config.precision == "fp16"
+        stage = max(self.config.zero_stage, 1) if narrow else self.config.zero_stage
         config: dict[str, Any] = {
             "train_batch_size": num_rounds * self.world.size,
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": num_rounds,
             # One sub-group: ZeRO 3 calls Adam for each, and Adam counts its calls
-            "zero_optimization": {"stage": self.config.zero_stage, "sub_group_size": 10**12},
+            "zero_optimization": {"stage": stage, "sub_group_size": 10**12},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0,
@@ -120,9 +126,8 @@ class Engine:
         }
         if self.config.precision != "fp32":
             config[self.config.precision] = {"enabled": True}
-            if not (self.config.precision == "fp16" and self.config.zero_stage == 0):
-                # Many slots are summed: in half precision small gradients would be lost
-                config["data_types"] = {"grad_accum_dtype": "fp32"}
+            # Many slots are summed: in half precision small gradients would be lost
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
         return config
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -173,11 +178,9 @@ class Engine:
     @property
     def loss_scale(self) -> float:
         """The dynamic loss scale of fp16; 1 otherwise."""
-        return (
-            float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0))
-            if self.config.precision == "fp16"
-            else 1.0
-        )
+        if self.config.precision != "fp16":
+            return 1.0
+        return float(self.deepspeed.optimizer.loss_scaler.cur_scale)
 
     def _plain_norm(self) -> float:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = task.model.to(device).eval()
     index = open_index(data or config.data.valid, "data.valid")
-    micro = validation_batches(index, replace(config.data, min_samples=1), crop=False)
+    micro = validation_batches(index, config.data, crop=False)
     if not micro:
         raise ConfigError(f"the shards {data or config.data.valid} hold no utterances")
     dataset = MicroBatches(
@@ -46,7 +46,7 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     batches = iterate(
         dataset, micro, num_workers=config.data.num_workers, prefetch=2, device=device
     )
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.closing(batches):
         for batch in track(
             batches, "transcribing", total=len(micro), console=console, transient=True
         ):
@@ -59,6 +59,11 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
             lines += list(zip(batch.keys, batch.texts, texts, strict=True))
             seconds += batch.audio_samples / 16_000
     counts = error_counts([line[1] for line in lines], [line[2] for line in lines])
+    if not counts["num_words"]:
+        raise ConfigError(
+            f"no utterance of {data or config.data.valid} has a usable {config.data.tokens} label "
+            f"({num_bad} were skipped): nothing can be scored"
+        )
     result = {
         "wer": counts["word_errors"] / max(1, counts["num_words"]),
         "cer": counts["letter_errors"] / max(1, counts["num_letters"]),

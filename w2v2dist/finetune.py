@@ -62,7 +62,8 @@ class FinetuneCollate:
         if rows is None or not rows.keys:
             noise = keyed_rng(self.seed, "empty").standard_normal(16_000).astype("float32")
             one = torch.ones(1, 1, dtype=torch.long)
-            batch = Batch(step=0, slot=0, waveforms=torch.from_numpy(noise)[None], num_targets=0.0)
+            step, slot = (0, 0) if rows is None else (rows.micro.step, rows.micro.slot)
+            batch = Batch(step, slot, torch.from_numpy(noise)[None], num_targets=0.0)
             batch.targets, batch.target_lengths, batch.texts = one * 5, one[0], [""]
             batch.bad = [] if rows is None else rows.bad
             return batch
@@ -104,7 +105,7 @@ class FinetuneCollate:
                     )
                 ids = tokenizer(self.tokens).encode(rows.labels[row][field_name])
                 num_frames = self.model.num_frames(len(rows.waveforms[row]))
-                if len(ids) > num_frames:
+                if self.train and len(ids) > num_frames:  # in validation it counts as it is
                     raise ValueError(
                         f"its label has {len(ids)} tokens but its audio only {num_frames} frames"
                     )
@@ -176,6 +177,10 @@ class FinetuneTask:
         """CTC loss per utterance (nats), and error rates where there was decoding."""
         out = {"loss": sums["loss"] / max(sums["num_utterances"], 1.0)}
         if "num_words" in sums:
+            if not sums["num_words"]:
+                raise ConfigError(
+                    "no utterance of data.valid has a usable label: give it transcribed shards"
+                )
             out["wer"] = sums["word_errors"] / max(sums["num_words"], 1.0)
             out["cer"] = sums["letter_errors"] / max(sums["num_letters"], 1.0)
         return {**out, "num_utterances": sums["num_utterances"]}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from w2v2dist import __version__, checkpoint
 from w2v2dist.config import ConfigError, to_dict
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import Batch, Collate, MicroBatches, iterate, training_items
-from w2v2dist.data.order import SAMPLE_RATE, DataConfig, DataOrder, validation_batches
+from w2v2dist.data.order import SAMPLE_RATE, DataConfig, DataOrder, MicroBatch, validation_batches
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.distributed import VirtualRanks, World
 from w2v2dist.engine import Engine, EngineConfig, OptimizerConfig
@@ -114,8 +115,10 @@ class _Run:
     logger: RunLogger
     index: ShardIndex
     rounds: list[int | None]
+    valid: ShardIndex | None
+    valid_micro: list[MicroBatch]
     best: float = float("inf")
-    num_bad: int = 0
+    bad: set[str] = field(default_factory=set)  # utterances that could not be used, by key
     saved_step: int = -1
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -138,6 +141,7 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         torch.set_num_threads(config.loop.num_threads)
     index = open_index(config.data.train, "data.train")
     order = DataOrder(index, config.data, config.seed, task.crop)
+    valid, valid_micro = _open_validation(config, task.crop)
     run_dir = Path(config.run_dir)
     if world.is_main:
         prepare_run_folder(config, index.fingerprint)
@@ -145,7 +149,8 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
     logger = RunLogger(run_dir, enabled=world.is_main)
     num_rounds = virtual.num_rounds(world.size)
     engine = Engine(task.model, config.engine, config.optimizer, num_rounds, world)
-    run = _Run(config, task, engine, world, logger, index, virtual.slots(world.rank, world.size))
+    slots = virtual.slots(world.rank, world.size)
+    run = _Run(config, task, engine, world, logger, index, slots, valid, valid_micro)
     first = _resume(run) + 1
     if first > config.loop.max_steps:
         logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
@@ -160,7 +165,8 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         device=world.device,
     )
     try:
-        return _train(run, batches, first, flag)
+        with contextlib.closing(batches):
+            return _train(run, batches, first, flag)
     finally:
         logger.close()
 
@@ -174,6 +180,23 @@ def open_index(folders: str | None, key: str) -> ShardIndex:
     index = ShardIndex.load_many(folders)
     index.check_shard_sizes()
     return index
+
+
+def _open_validation(
+    config: TrainingConfig, crop: bool
+) -> tuple[ShardIndex | None, list[MicroBatch]]:
+    """The validation shards, opened before the training so that a mistake shows at once."""
+    if not config.data.valid:
+        return None, []
+    index = open_index(config.data.valid, "data.valid")
+    micro = validation_batches(index, config.data, crop)
+    if not micro:
+        raise ConfigError(
+            f"data.valid ({config.data.valid}) holds no utterance of data.min_samples = "
+            f"{config.data.min_samples} samples or more: "
+            "give it another folder, or set data.valid=null"
+        )
+    return index, micro
 
 
 def _dataset(run: _Run, index: ShardIndex, *, train: bool) -> MicroBatches:
@@ -192,8 +215,6 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         before = time.perf_counter()
         micro = [next(batches) for _ in run.rounds]
         waited += time.perf_counter() - before
-        for batch in micro:
-            log_batch(Path(run.config.run_dir), world.rank, batch, samples=loop.log_samples)
         # The number that the loss is divided by is known before the first backward pass
         bad = sum(len(b.bad) for b in micro)
         total, samples, bad_total = world.sum(
@@ -205,7 +226,10 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
                 save(run, step - 1)
             run.logger.event("preempted", step=step - 1, signal=flag.signal_number)
             return "preempted"
-        _count_bad(run, int(bad_total), step)
+        for batch in micro:
+            log_batch(Path(run.config.run_dir), world.rank, batch, samples=loop.log_samples)
+        if bad_total:
+            _count_bad(run, micro, step)
         norm = _step(run, micro, step, total)
         audio_samples += samples
         if step % loop.log_every == 0 or step == loop.max_steps:
@@ -282,19 +306,19 @@ def _log(run: _Run, record: dict[str, Any], first: int) -> None:
     )
 
 
-def validate(run: _Run) -> dict[str, float]:
+def validate(run: _Run, step: int) -> dict[str, float]:
     """Metrics over the whole validation set, in evaluation mode; every process takes every W-th
     micro-batch."""
     config, world = run.config, run.world
-    index = open_index(config.data.valid, "data.valid")
-    micro = validation_batches(index, config.data, run.task.crop)
+    assert run.valid is not None
+    micro = run.valid_micro
     rounds = -(-len(micro) // world.size)
     items = [
         micro[i] if i < len(micro) else None
         for i in range(world.rank, rounds * world.size, world.size)
     ]
     batches = iterate(
-        _dataset(run, index, train=False),
+        _dataset(run, run.valid, train=False),
         items,
         num_workers=min(config.data.num_workers, 2),
         prefetch=2,
@@ -302,22 +326,26 @@ def validate(run: _Run) -> dict[str, float]:
     )
     run.engine.train(False)
     sums: dict[str, float] = {}
-    with torch.no_grad():
+    bad: list[Batch] = []
+    with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
+            bad += [replace(batch, waveforms=torch.empty(0))] if batch.bad else []
+            log_batch(Path(config.run_dir), world.rank, batch, samples=False)
             out = run.task.losses(run.engine, batch.to(world.device), 0, None)
             for name, value in out.items():
                 weight = 1.0 if batch.num_targets else 0.0
                 sums[name] = sums.get(name, 0.0) + weight * float(value)
     run.engine.train()
+    _count_bad(run, bad, step)
     names = sorted(sums)
     return run.task.metrics(dict(zip(names, world.sum([sums[n] for n in names]), strict=True)))
 
 
 def _validate_and_compare(run: _Run, step: int) -> bool:
     """Validate, log, and say whether this is the best model so far."""
-    if not run.config.data.valid:
+    if run.valid is None:
         return False
-    values = {f"valid/{k}": v for k, v in validate(run).items()}
+    values = {f"valid/{k}": v for k, v in validate(run, step).items()}
     run.logger.metrics({"step": step, **values})
     score = values[run.task.best_metric]
     improved = score < run.best
@@ -334,7 +362,7 @@ def save(run: _Run, step: int, *, improved: bool = False) -> None:
     meta = {
         "version": __version__,
         "best": None if run.best == float("inf") else run.best,
-        "num_bad": run.num_bad,
+        "bad": sorted(run.bad),
         "index_fingerprint": run.index.fingerprint,
         "config": to_dict(run.config),
     }
@@ -353,7 +381,8 @@ def save(run: _Run, step: int, *, improved: bool = False) -> None:
 
 def _resume(run: _Run) -> int:
     """Load the newest checkpoint that can be read; returns its step, 0 for a fresh run."""
-    folders = checkpoint.candidates(run.root)
+    # Rank 0's view of the file system decides: another's may be older
+    folders = run.world.gather(checkpoint.candidates(run.root))[0]
     for folder in folders:
         try:
             meta = checkpoint.load(run.engine, folder)
@@ -367,7 +396,7 @@ def _resume(run: _Run) -> int:
                 f"{run.index.fingerprint}: use the same shards, or another run_dir for a new run"
             )
         run.best = float("inf") if meta["best"] is None else float(meta["best"])
-        run.num_bad, run.saved_step = int(meta["num_bad"]), int(meta["step"])
+        run.bad, run.saved_step = set(meta["bad"]), int(meta["step"])
         if run.world.is_main:  # the newest readable one may be another than before
             checkpoint.point(run.root, "latest", folder)
         run.logger.event(
@@ -393,18 +422,20 @@ def _sizes(module: nn.Module) -> list[int]:
     return [int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()]
 
 
-def _count_bad(run: _Run, new: int, step: int) -> None:
+def _count_bad(run: _Run, batches: list[Batch], step: int) -> None:
+    """Count the utterances that could not be used, each once however often it comes; collective.
+    Raises ConfigError past the limit."""
+    mine = {str(bad["key"]) for batch in batches for bad in batch.bad}
+    new = set().union(*run.world.gather(mine)) - run.bad
     if not new:
         return
-    run.num_bad += new
-    run.logger.event(
-        "sample_skipped", step=step, new=new, total=run.num_bad, see="logs/skipped-*.jsonl"
-    )
-    limit = run.config.data.max_bad_samples
-    if run.num_bad > limit:
-        raise RuntimeError(
-            f"{run.num_bad} utterances could not be used, more than data.max_bad_samples = "
-            f"{limit}: logs/skipped-*.jsonl "
-            "names each with its reason; run shards/verify.py, build the shards again, or raise "
-            "the limit"
+    run.bad |= new
+    total, limit = len(run.bad), run.config.data.max_bad_samples
+    where = "logs/skipped-*.jsonl"
+    run.logger.event("sample_skipped", step=step, new=len(new), total=total, see=where)
+    if total > limit:
+        raise ConfigError(
+            f"{total} utterances could not be used, more than data.max_bad_samples = {limit}: "
+            f"{where} names each with its reason; run shards/verify.py, build the shards again, or "
+            "raise the limit"
         )

@@ -36,6 +36,10 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
+        if self.model.mask_prob <= 0:
+            raise ConfigError(
+                "model.mask_prob is 0 but pre-training learns from masked frames alone"
+            )
         # Two frames more than a row's masks could leave: every row needs a positive and another
         # masked frame
         frames = self.model.num_frames(
@@ -64,9 +68,8 @@ class PretrainCollate:
             noise = (
                 keyed_rng(self.seed, "empty").standard_normal(self.empty_samples).astype("float32")
             )
-            batch = self._draw(
-                Batch(step=0, slot=0, waveforms=torch.from_numpy(noise)[None], num_targets=0.0)
-            )
+            step, slot = (0, 0) if rows is None else (rows.micro.step, rows.micro.slot)
+            batch = self._draw(Batch(step, slot, torch.from_numpy(noise)[None], num_targets=0.0))
             if rows is not None:
                 batch.bad = rows.bad
             batch.num_targets = 0.0

@@ -26,6 +26,8 @@ class ScheduleConfig:
             raise ValueError(f"peak_lr is {self.peak_lr} but must be positive")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps} but must not be negative")
+        if min(self.initial_scale, self.final_scale) <= 0:
+            raise ValueError("initial_scale and final_scale must be positive")
         if self.warmup_fraction + self.hold_fraction > 1:
             raise ValueError("warmup_fraction + hold_fraction must be at most 1")
 

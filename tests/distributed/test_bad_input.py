@@ -81,6 +81,9 @@ def test_a_shard_cut_short_and_a_foreign_index_are_refused(
     assert "shards/" in output  # the remedy
     tar.unlink()
     assert tar.name in fail(config)
+    index = own_shards / "index.json"  # of another build: its shards have other sizes
+    index.write_text(index.read_text().replace('"bytes": ', '"bytes": 1'))
+    assert ".tar" in fail(config)
 
 
 def test_fine_tuning_names_utterances_without_text(
@@ -101,6 +104,27 @@ def test_fine_tuning_names_utterances_without_text(
     reasons = {s["reason"] for s in read_jsonl(tmp_path / "run" / "logs" / "skipped-00000.jsonl")}
     assert reasons == {next(iter(reasons))}
     assert "has no 'text' label" in reasons.pop()
+
+
+def test_labels_outside_the_alphabet_are_named(tmp_path: Path) -> None:
+    from tests.conftest import synthetic_shards
+
+    shards = synthetic_shards(tmp_path / "labels", text="ÄRGER 42")
+    config = write_config(tmp_path, "finetune", shards, data={"max_bad_samples": 3})
+    assert "more than data.max_bad_samples = 3" in fail(config)
+    reasons = [s["reason"] for s in read_jsonl(tmp_path / "run" / "logs" / "skipped-00000.jsonl")]
+    assert all("'Ä', which is not in the alphabet" in reason for reason in reasons)
+    assert reasons
+    overrides = [f"data.train={synthetic_shards(tmp_path / 'good')}", "loop.validate_every=1"]
+    assert "no utterance of data.valid has a usable label" in fail(
+        config, *overrides, "data.max_bad_samples=100", f"run_dir={tmp_path / 'other'}"
+    )
+
+
+def test_validation_data_are_checked_before_the_training(shards: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "pretrain", shards, data={"valid": str(tmp_path / "nowhere")})
+    assert "nowhere" in fail(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_changed_configuration_and_other_shards_are_refused(
@@ -191,6 +215,8 @@ def test_no_space_left_while_saving_keeps_the_older_checkpoint(
         ("data.train=/nowhere", "/nowhere"),
         ("engine.precision=fp16", "engine.precision is fp16, which DeepSpeed runs on GPUs only"),
         ("data.min_samples=4000", "data.min_samples is 4000"),
+        ("data.num_workers=-1", "num_workers (-1)"),
+        ("model.mask_prob=0", "model.mask_prob is 0"),
     ],
 )
 def test_mistakes_in_a_configuration(

@@ -115,8 +115,17 @@ def test_fine_tuning_from_a_pre_trained_run_unfreezes_validates_and_is_evaluated
     )
     train(config, 2)
     run = tmp_path / "run"
+    whole, best = losses(run), (run / "checkpoints" / "best").resolve()
+    shutil.rmtree(best)  # as if it had died after step 3; the pre-trained model is gone as well
+    reference.rename(reference.parent / "moved")
+    try:
+        train(config, 1, "engine.zero_stage=1")
+    finally:
+        (reference.parent / "moved").rename(reference)
+    assert losses(run) == pytest.approx(whole, rel=2e-5)
     records = read_jsonl(run / "metrics.jsonl")
-    assert [r["frozen"] for r in records if "frozen" in r] == [1, 1, 0, 0, 0, 0]
+    frozen = [r["frozen"] for r in records if "frozen" in r]
+    assert frozen == [1, 1, 0, 0, 0, 0, 0, 0, 0]  # three steps twice
     assert records[-1]["valid/wer"] > 0
     assert (run / "checkpoints" / "best").exists()
     assert main(["evaluate", str(run)]) == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -136,8 +136,11 @@ def iterate(
     num_workers: int,
     prefetch: int,
     device: torch.device,
-) -> Iterator[Batch]:
-    """Batches of `items` in order, made by `num_workers` processes up to `prefetch` each ahead."""
+) -> Generator[Batch, None, None]:
+    """Batches of `items` in order, made by `num_workers` processes, each up to `prefetch` ahead.
+
+    Close the generator to end the workers.
+    """
     workers = min(num_workers, max(1, (os.cpu_count() or 1))) if num_workers else 0
     loader: DataLoader[Batch] = DataLoader(
         dataset,
@@ -148,7 +151,7 @@ def iterate(
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_signals,
     )
-    return iter(loader)
+    yield from loader  # the workers end with this generator
 
 
 def _ignore_signals(worker: int) -> None:

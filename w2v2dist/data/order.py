@@ -10,7 +10,6 @@ here reads audio.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -59,6 +58,11 @@ class DataConfig:
         if self.min_samples > self.max_crop:
             raise ValueError(
                 f"min_samples is {self.min_samples} but must be at most max_crop ({self.max_crop})"
+            )
+        if self.num_workers < 0 or self.prefetch < 1 or self.max_bad_samples < 0:
+            raise ValueError(
+                f"num_workers ({self.num_workers}) and max_bad_samples ({self.max_bad_samples}) "
+                f"must not be negative, and prefetch ({self.prefetch}) must be at least 1"
             )
         if self.crop_multiple > self.min_samples:
             raise ValueError(
@@ -110,7 +114,7 @@ class DataOrder:
                 "lower data.virtual_world_size or data.min_samples"
             )
         self._first_of_epoch: dict[int, list[int]] = {}
-        self._plan = lru_cache(maxsize=2 * config.virtual_world_size)(self._make_plan)
+        self._plans: dict[tuple[int, int], list[Array]] = {}
 
     def micro_batch(self, step: int, slot: int) -> MicroBatch:
         """The micro-batch of a slot at a step; steps before it are not visited, only counted."""
@@ -153,6 +157,13 @@ class DataOrder:
             parts.append(ids[max(0, low - start) : high - start])
         return np.concatenate(parts).astype(np.int64)
 
+    def _plan(self, epoch: int, slot: int) -> list[Array]:
+        """The micro-batches of one slot in one epoch; the slot's last two epochs are kept."""
+        if (epoch, slot) not in self._plans:
+            self._plans.pop((epoch - 2, slot), None)
+            self._plans[epoch, slot] = self._make_plan(epoch, slot)
+        return self._plans[epoch, slot]
+
     def _make_plan(self, epoch: int, slot: int) -> list[Array]:
         """The micro-batches of one slot in one epoch, in order."""
         ids = self._slot_ids(epoch, slot)
@@ -160,17 +171,15 @@ class DataOrder:
         for low in range(0, len(ids), self.config.shuffle_window):
             rng = keyed_rng(self.seed, "window", epoch, slot, low)
             window = rng.permutation(ids[low : low + self.config.shuffle_window])
-            batches = batch_by_size(window, self.index.num_samples, self.config)
+            batches = batch_by_size(window, self.index, self.config, self.config.max_crop)
             plan += [batches[i] for i in rng.permutation(len(batches))]
         return plan
 
 
-def batch_by_size(
-    ids: Array, num_samples: npt.NDArray[np.uint32], config: DataConfig
-) -> list[Array]:
+def batch_by_size(ids: Array, index: ShardIndex, config: DataConfig, longest: int) -> list[Array]:
     """Group utterances by length into micro-batches of at most `max_samples_per_slot` (count ×
     longest)."""
-    sizes = np.minimum(num_samples[ids], config.max_crop).astype(np.int64)
+    sizes = np.minimum(index.num_samples[ids].astype(np.int64), longest)
     by_size = np.argsort(-sizes, kind="stable")  # equal lengths stay in the shuffled order
     batches, first = [], 0
     while first < len(ids):
@@ -187,8 +196,9 @@ def validation_batches(index: ShardIndex, config: DataConfig, crop: bool) -> lis
     With `crop`, the middle `max_crop` samples at most of an utterance are used; without, all of it.
     """
     keep = np.flatnonzero(index.num_samples >= (config.min_samples if crop else 1)).astype(np.int64)
+    longest = config.max_crop if crop else int(index.num_samples.max(initial=1))
     out = []
-    for slot, ids in enumerate(batch_by_size(keep, index.num_samples, config)):
+    for slot, ids in enumerate(batch_by_size(keep, index, config, longest)):
         full = index.num_samples[ids].astype(np.int64)
         size = np.full(len(ids), min(int(full.min()), config.max_crop)) if crop else full
         out.append(MicroBatch(0, slot, 0, ids, (full - size) // 2, size))
