@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,7 +311,9 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
         if kind in ("fp32", "buffer"):
             state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)  # type: ignore[union-attr]
     try:
-        state_dict_loader.load(state, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():  # that there is one process is meant
+            warnings.filterwarnings("ignore", "torch.distributed is")
+            state_dict_loader.load(state, storage_reader=reader, no_dist=True)
     except (CheckpointException, OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {_reason(error)}") from error
     return {name.split("/", 1)[1]: value for name, value in state.items()}
