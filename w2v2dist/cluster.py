@@ -81,10 +81,7 @@ class TrainJob(Checkpointable):
                 from w2v2dist.cli import train
 
                 outcome = train(self.config_path, list(self.overrides), flag)
-        except (
-            ValueError,
-            FileNotFoundError,
-        ) as error:  # a user's mistake: ConfigError and its like
+        except (ValueError, FileNotFoundError) as error:  # a mistake of the user
             print(f"error: {error}", file=sys.stderr)
             record = environment.paths.folder / f"{environment.job_id}.error"
             record.write_text(f"{error}\n", encoding="utf-8")

@@ -3,7 +3,7 @@ paper)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,37 +13,25 @@ from torch import Tensor
 from w2v2dist import checkpoint
 from w2v2dist.config import ConfigError
 from w2v2dist.data.loader import Batch, Collate, Rows, pad
-from w2v2dist.data.order import DataConfig
 from w2v2dist.data.text import tokenizer
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts
-from w2v2dist.engine import EngineConfig, OptimizerConfig
 from w2v2dist.keyed import keyed_rng, keyed_seed
-from w2v2dist.loop import LoopConfig
+from w2v2dist.loop import TrainingConfig
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC
 from w2v2dist.model.ctc import ctc_loss
 from w2v2dist.model.masking import channel_mask, span_mask
-from w2v2dist.schedules import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneConfig:
+class FinetuneConfig(TrainingConfig):
     """Everything about a fine-tuning run."""
 
     task: Literal["finetune"] = "finetune"
-    run_dir: str
-    seed: int = 1
-    pretrained: str | None = (
-        None  # run folder (its best checkpoint) or step folder to start from; null: random
-    )
+    # Run folder (its best checkpoint) or step folder to start from; null: random weights
+    pretrained: str | None = None
     freeze_steps: int = 10_000  # only the output layer is trained before
     freeze_feature_encoder: bool = True
-    model: Wav2Vec2Config = field(default_factory=Wav2Vec2Config)
-    data: DataConfig = field(default_factory=DataConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from w2v2dist.distributed import VirtualRanks, World
 from w2v2dist.engine import Engine, EngineConfig, OptimizerConfig
 from w2v2dist.keyed import keyed_rng, keyed_seed
 from w2v2dist.logging import RunLogger
+from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
 from w2v2dist.run_folder import log_batch, prepare_run_folder
 from w2v2dist.schedules import ScheduleConfig, learning_rate
@@ -53,23 +54,18 @@ class LoopConfig:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
 
 
-class TrainingConfig(Protocol):
-    """What the loop needs of a task's configuration."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """What every training has; pretrain.py and finetune.py add their own."""
 
-    @property
-    def run_dir(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def data(self) -> DataConfig: ...
-    @property
-    def loop(self) -> LoopConfig: ...
-    @property
-    def engine(self) -> EngineConfig: ...
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-    @property
-    def schedule(self) -> ScheduleConfig: ...
+    run_dir: str
+    seed: int = 1
+    model: Wav2Vec2Config = field(default_factory=Wav2Vec2Config)
+    data: DataConfig = field(default_factory=DataConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
 class Task(Protocol):
@@ -77,7 +73,7 @@ class Task(Protocol):
     `metrics`."""
 
     @property
-    def config(self) -> Any: ...
+    def config(self) -> TrainingConfig: ...
     @property
     def model(self) -> nn.Module: ...
     @property
@@ -134,7 +130,7 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
     ConfigError,
     CheckpointError, or RuntimeError where more than data.max_bad_samples utterances are unusable.
     """
-    config: TrainingConfig = task.config
+    config = task.config
     virtual = VirtualRanks(config.data.virtual_world_size)
     virtual.check(world.size)
     if config.loop.num_threads and world.device.type == "cpu":
@@ -253,10 +249,9 @@ def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
     """Forward and backward of all rounds, one update; returns the gradient norm."""
     config, world = run.config, run.world
     lr = learning_rate(config.schedule, step, config.loop.max_steps)
-    layer_drop = float(run.task.config.model.layer_drop)
+    layer_drop = float(config.model.layer_drop)
     drop_layers = (
-        keyed_rng(config.seed, "layer_drop", step).random(run.task.config.model.num_layers)
-        < layer_drop
+        keyed_rng(config.seed, "layer_drop", step).random(config.model.num_layers) < layer_drop
     )
     run.engine.train()
     norm = None

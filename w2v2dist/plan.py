@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from w2v2dist.data.order import SAMPLE_RATE
 from w2v2dist.distributed import VirtualRanks
-from w2v2dist.loop import TrainingConfig
+from w2v2dist.finetune import FinetuneConfig
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
+from w2v2dist.pretrain import PretrainConfig
 
 ASSUMED_UTILISATION = 0.4  # of a GPU's peak; measure it, the plan only needs an order of magnitude
 FLAC_BYTES_PER_HOUR = 66e6  # Libri-Light: 53,000 h are 3.5 TB
 GIB = 2**30
-
-
-class PlannedConfig(TrainingConfig, Protocol):
-    """A training's configuration: PretrainConfig or FinetuneConfig."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def model(self) -> Wav2Vec2Config: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +68,7 @@ class Plan:
 
 
 def make_plan(
-    config: PlannedConfig, num_nodes: int, tasks_per_node: int, peak_tflops: float
+    config: PretrainConfig | FinetuneConfig, num_nodes: int, tasks_per_node: int, peak_tflops: float
 ) -> Plan:
     """Estimate a job of `num_nodes` × `tasks_per_node` processes. ValueError if too many."""
     num_processes = num_nodes * tasks_per_node

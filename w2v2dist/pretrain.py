@@ -4,7 +4,7 @@ paper)."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,28 +12,19 @@ from torch import Tensor
 
 from w2v2dist.config import ConfigError
 from w2v2dist.data.loader import Batch, Collate, Rows, pad
-from w2v2dist.data.order import DataConfig
-from w2v2dist.engine import Engine, EngineConfig, OptimizerConfig
+from w2v2dist.engine import Engine
 from w2v2dist.keyed import keyed_rng, keyed_seed
-from w2v2dist.loop import LoopConfig
+from w2v2dist.loop import TrainingConfig
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.model.masking import distractor_positions, span_mask
-from w2v2dist.schedules import ScheduleConfig, temperature
+from w2v2dist.schedules import temperature
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
+class PretrainConfig(TrainingConfig):
     """Everything about a pre-training run."""
 
     task: Literal["pretrain"] = "pretrain"
-    run_dir: str
-    seed: int = 1
-    model: Wav2Vec2Config = field(default_factory=Wav2Vec2Config)
-    data: DataConfig = field(default_factory=DataConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         if self.model.mask_prob <= 0:

@@ -17,8 +17,8 @@ model data decode metrics interop
 engine
 checkpoint run_folder
 loop
-pretrain finetune language_model unsupervised report plan
-evaluate export
+pretrain finetune language_model unsupervised report
+evaluate export plan
 cli
 cluster local
 launch shards
