@@ -270,7 +270,7 @@ def _axes(figure: Figure, rows: int, columns: int, number: int, title: str) -> A
 def _draw(axes: Axes, steps: list[int], values: list[float], *, colour: str, label: str) -> None:
     if steps:  # a few points are shown as such, a curve of thousands as a thin line
         marker = "o" if len(steps) <= 12 else ""
-        axes.plot(steps, values, marker, ls="-", color=colour, label=label or None, lw=1.3, ms=2.5)
+        axes.plot(steps, values, marker=marker, color=colour, label=label or None, lw=1.3, ms=2.5)
 
 
 def _mark_chance(axes: Axes, bits: float) -> None:
