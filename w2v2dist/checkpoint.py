@@ -1,11 +1,9 @@
 """Checkpoints that any number of processes and any ZeRO stage can read, committed by rename.
 
 Every parameter and its Adam moments are stored as flat global tensors (fp32) in
-torch.distributed.checkpoint; each
-process writes the ranges that it owns, and reads the ranges that it needs. The private DeepSpeed
-attributes that
-this relies on are all in `_fragments` and `_after_load`; tests/distributed holds them against the
-pinned version.
+torch.distributed.checkpoint; each process writes the ranges that it owns, and reads the ranges that
+it needs. The private DeepSpeed attributes that this relies on are all in `_fragments` and
+`_after_load`; tests/distributed holds them against the pinned version.
 """
 
 from __future__ import annotations
@@ -134,9 +132,10 @@ def _state(engine: Engine, *, for_save: bool) -> dict[str, Any]:
     rank, world = engine.world.rank, engine.world.size
     for f in _fragments(engine):
         state = engine.optimizer.state[f.flat]
-        for key in MOMENTS:
-            state.setdefault(key, torch.zeros_like(f.flat.data))
-        state.setdefault("step", torch.zeros((), device=f.flat.device))
+        if "step" not in state:
+            state["step"] = torch.zeros((), device=f.flat.device)
+            for key in MOMENTS:
+                state[key] = torch.zeros_like(f.flat.data)
         offset, start, size = f.offset, f.start, f.size
         if for_save and engine.is_plain:
             part = -(-f.numel // world)  # every process holds all of it: each writes a part
@@ -197,9 +196,8 @@ def save(engine: Engine, root: Path, step: int, meta: dict[str, Any]) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {final} could not be written: {problem or 'another process failed'}. "
-            f"Older checkpoints are "
-            "untouched: free space (or lower loop.keep_last) and run the same command again to "
-            "continue from them"
+            "Older checkpoints are untouched: free space (or lower loop.keep_last) and run the "
+            "same command again to continue from them"
         )
     return final
 

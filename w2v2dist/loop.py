@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,8 +127,8 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
     """Train to `max_steps`, from the newest checkpoint of the run folder if there is one.
 
     Returns "finished", or "preempted" after a signal (saved; the same call continues). Raises
-    ConfigError,
-    CheckpointError, or RuntimeError where more than data.max_bad_samples utterances are unusable.
+    ConfigError (also where more than data.max_bad_samples utterances are unusable) or
+    CheckpointError.
     """
     config = task.config
     virtual = VirtualRanks(config.data.virtual_world_size)
@@ -212,9 +212,9 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         micro = [next(batches) for _ in run.rounds]
         waited += time.perf_counter() - before
         # The number that the loss is divided by is known before the first backward pass
-        bad = sum(len(b.bad) for b in micro)
+        bad = {str(record["key"]) for b in micro for record in b.bad}
         total, samples, bad_total = world.sum(
-            [sum(b.num_targets for b in micro), sum(b.audio_samples for b in micro), bad]
+            [sum(b.num_targets for b in micro), sum(b.audio_samples for b in micro), len(bad)]
         )
         flag.signal_number = int(world.max([flag.signal_number])[0])
         if flag.signal_number:
@@ -225,7 +225,7 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         for batch in micro:
             log_batch(Path(run.config.run_dir), world.rank, batch, samples=loop.log_samples)
         if bad_total:
-            _count_bad(run, micro, step)
+            _count_bad(run, bad, step)
         norm = _step(run, micro, step, total)
         audio_samples += samples
         if step % loop.log_every == 0 or step == loop.max_steps:
@@ -321,10 +321,10 @@ def validate(run: _Run, step: int) -> dict[str, float]:
     )
     run.engine.train(False)
     sums: dict[str, float] = {}
-    bad: list[Batch] = []
+    bad: set[str] = set()
     with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
-            bad += [replace(batch, waveforms=torch.empty(0))] if batch.bad else []
+            bad |= {str(record["key"]) for record in batch.bad}
             log_batch(Path(config.run_dir), world.rank, batch, samples=False)
             out = run.task.losses(run.engine, batch.to(world.device), 0, None)
             for name, value in out.items():
@@ -387,8 +387,8 @@ def _resume(run: _Run) -> int:
         if meta["index_fingerprint"] != run.index.fingerprint:
             raise ConfigError(
                 f"{folder} was trained on shards with fingerprint {meta['index_fingerprint']} "
-                f"but data.train has "
-                f"{run.index.fingerprint}: use the same shards, or another run_dir for a new run"
+                f"but data.train has {run.index.fingerprint}: use the same shards, or another "
+                "run_dir for a new run"
             )
         run.best = float("inf") if meta["best"] is None else float(meta["best"])
         run.bad, run.saved_step = set(meta["bad"]), int(meta["step"])
@@ -417,11 +417,10 @@ def _sizes(module: nn.Module) -> list[int]:
     return [int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()]
 
 
-def _count_bad(run: _Run, batches: list[Batch], step: int) -> None:
+def _count_bad(run: _Run, keys: set[str], step: int) -> None:
     """Count the utterances that could not be used, each once however often it comes; collective.
     Raises ConfigError past the limit."""
-    mine = {str(bad["key"]) for batch in batches for bad in batch.bad}
-    new = set().union(*run.world.gather(mine)) - run.bad
+    new = set().union(*run.world.gather(keys)) - run.bad
     if not new:
         return
     run.bad |= new
