@@ -18,12 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from w2v2dist.cli import read_config
 from w2v2dist.model import (
     Wav2Vec2Config,
     Wav2Vec2ForPretraining,
@@ -31,30 +33,9 @@ from w2v2dist.model import (
     span_mask,
 )
 
-MODELS = {
-    "base": (Wav2Vec2Config(), 5, 250_000),
-    "large": (
-        Wav2Vec2Config(
-            extractor_norm="layer",
-            conv_bias=True,
-            norm_first=True,
-            num_layers=24,
-            embed_dim=1024,
-            ffn_dim=4096,
-            num_heads=16,
-            final_dim=768,
-            dropout=0.0,
-            attention_dropout=0.0,
-            input_dropout=0.0,
-            feature_dropout=0.0,
-            layer_drop=0.0,
-            feature_grad_mult=1.0,
-            feature_penalty_weight=0.0,
-        ),
-        3,
-        320_000,
-    ),
-}
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Configuration, rows and samples a row
+MODELS = {"base": ("base_ls960", 5, 250_000), "large": ("large_lv60k", 3, 320_000)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HEADER = (
     "| model | batch | device | precision | recomputation | GFLOP | step s | matrix GFLOP/s "
@@ -108,9 +89,12 @@ def count_flops(config: Wav2Vec2Config, rows: int, num_samples: int) -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The median of `--repeat` passes, on the GPU after one that warms up."""
-    config, rows, num_samples = MODELS[args.model]
-    if args.activation_checkpointing:
-        config = dataclasses.replace(config, activation_checkpointing=True)
+    name, rows, num_samples = MODELS[args.model]
+    config = dataclasses.replace(
+        read_config(CONFIGS / f"{name}.yaml", []).model,
+        layer_drop=0.0,
+        activation_checkpointing=args.activation_checkpointing,
+    )
     device, dtype = ("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[args.precision]
     rate, flops = matrix_rate(device, dtype), count_flops(config, rows, num_samples)
     torch.manual_seed(0)

@@ -4,14 +4,10 @@ weights.
     python benchmarks/trial.py --speech FOLDER --output FOLDER [--seeds 1 2 3] [--results FILE.md]
 
 FOLDER holds SET/SPLIT/SPEAKER/... in LibriSpeech's and TIMIT's layouts, with a set `digits` whose
-chapters 1 and 3 are
-strings of five digits and 2 and 4 single digits. For each seed: pre-training on every `train` and
-`unlabelled` split;
-fine-tuning on single digits, then on strings and single digits together, once from the pre-trained
-and once from
-random weights with the same budget; error rates on the unseen test speaker. Finished runs are kept:
-run it again to
-continue.
+chapters 1 and 3 are strings of five digits and 2 and 4 single digits. For each seed: pre-training
+on every `train` and `unlabelled` split; fine-tuning on single digits, then on strings and single
+digits together, once from the pre-trained and once from random weights with the same budget; error
+rates on the unseen test speaker. Finished runs are kept: run it again to continue.
 """
 
 from __future__ import annotations
@@ -29,14 +25,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CHANCE_BITS = math.log2(101)
-# Six seconds of audio a step, for many updates in little time
-SMALL_BATCHES = (
-    "data.virtual_world_size=1",
-    "data.max_samples_per_slot=96_000",
-    "data.max_crop=96_000",
-    "loop.validate_every=200",
-    "loop.save_every=200",
-)
 # Letter errors in % of the first model tried (0.5 M parameters, 400 CPU seconds, no pre-training)
 FIRST_ATTEMPT = {"single": 26.0, "strings": 30.0}
 
@@ -78,47 +66,45 @@ def train_once(config: str, output: Path, name: str, overrides: list[str]) -> Pa
     return folder
 
 
-def one_seed(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
-    """Error rates in % of both starts on both test sets."""
+def one_start(arguments: argparse.Namespace, seed: int, start: str) -> dict[str, dict[str, float]]:
+    """Error rates in % on both test sets of one start, `pretrained` or `random`."""
     output, shards = arguments.output, arguments.output / "shards"
-    pretrained = train_once(
-        "configs/tiny_pretrain.yaml",
-        output,
-        f"pretrain_{seed}",
-        [
-            f"data.train={shards / 'pretrain'}",
-            f"data.valid={shards / 'pretrain_valid'}",
-            f"seed={seed}",
-            f"loop.max_steps={arguments.pretrain_steps}",
-        ],
-    )
-    results: dict[str, dict[str, float]] = {}
-    for start, source in (("pretrained", str(pretrained)), ("random", "null")):
-        stages = (
-            ("single", "single", arguments.single_steps),
-            ("strings", "strings", arguments.string_steps),
+    source, freeze_steps = "null", 0
+    if start == "pretrained":
+        folder = train_once(
+            "configs/tiny_pretrain.yaml",
+            output,
+            f"pretrain_{seed}",
+            [
+                f"data.train={shards / 'pretrain'}",
+                f"data.valid={shards / 'pretrain_valid'}",
+                f"seed={seed}",
+                f"loop.max_steps={arguments.pretrain_steps}",
+            ],
         )
-        for stage, valid, steps in stages:
-            train = [shards / f"{name}_train" for name in ("single", "strings")]
-            folder = train_once(
-                "configs/tiny_finetune.yaml",
-                output,
-                f"{stage}_{start}_{seed}",
-                [
-                    f"data.train={train[0] if stage == 'single' else f'{train[0]},{train[1]}'}",
-                    f"data.valid={shards / f'{valid}_valid'}",
-                    f"seed={seed}",
-                    f"pretrained={source}",
-                    f"loop.max_steps={steps}",
-                    *SMALL_BATCHES,
-                    f"freeze_steps={arguments.freeze_steps if source == str(pretrained) else 0}",
-                ],
-            )
-            source = str(folder)
-            evaluate = [sys.executable, "-m", "w2v2dist.cli", "evaluate", str(folder)]
-            run([*evaluate, "--data", str(shards / f"{stage}_test")], output / "evaluate.log")
-            scores = json.loads((folder / "evaluation.json").read_text())
-            results[f"{stage}_{start}"] = {k: 100 * scores[k] for k in ("cer", "wer")}
+        source, freeze_steps = str(folder), arguments.freeze_steps
+    results: dict[str, dict[str, float]] = {}
+    for stage, steps in (("single", arguments.single_steps), ("strings", arguments.string_steps)):
+        train = [shards / f"{name}_train" for name in ("single", "strings")]
+        folder = train_once(
+            "configs/tiny_finetune.yaml",
+            output,
+            f"{stage}_{start}_{seed}",
+            [
+                f"data.train={train[0] if stage == 'single' else f'{train[0]},{train[1]}'}",
+                f"data.valid={shards / f'{stage}_valid'}",
+                "data.virtual_world_size=1",
+                f"seed={seed}",
+                f"pretrained={source}",
+                f"freeze_steps={freeze_steps}",
+                f"loop.max_steps={steps}",
+            ],
+        )
+        source, freeze_steps = str(folder), 0
+        evaluate = [sys.executable, "-m", "w2v2dist.cli", "evaluate", str(folder)]
+        run([*evaluate, "--data", str(shards / f"{stage}_test")], output / "evaluate.log")
+        scores = json.loads((folder / "evaluation.json").read_text())
+        results[stage] = {k: 100 * scores[k] for k in ("cer", "wer")}
     return results
 
 
@@ -129,13 +115,13 @@ def last_valid(folder: Path) -> dict[str, float]:
 
 
 def results_page(
-    arguments: argparse.Namespace, results: dict[int, dict[str, dict[str, float]]]
+    arguments: argparse.Namespace, results: dict[tuple[int, str], dict[str, dict[str, float]]]
 ) -> str:
-    """Markdown: one row a seed and start, and the means."""
+    """Markdown: one row a test set and start, and what that shows."""
     rows, means = [], {}
     for stage in ("single", "strings"):
         for start in ("pretrained", "random"):
-            cells = [results[s][f"{stage}_{start}"] for s in sorted(results)]
+            cells = [results[seed, start][stage] for seed in arguments.seeds]
             mean = {k: sum(c[k] for c in cells) / len(cells) for k in ("cer", "wer")}
             means[stage, start] = mean["cer"]
             each = " · ".join(f"{c['cer']:.1f} / {c['wer']:.1f}" for c in cells)
@@ -143,7 +129,7 @@ def results_page(
                 f"| {stage} | {start} | {each} | **{mean['cer']:.1f} / {mean['wer']:.1f}** |"
             )
     pretraining = []
-    for seed in sorted(results):
+    for seed in arguments.seeds:
         folder = arguments.output / "runs" / f"pretrain_{seed}"
         valid = last_valid(folder)
         pretraining.append(
@@ -165,7 +151,7 @@ def results_page(
             "# Trial: pre-training on an hour of speech, fine-tuning on digits (CPU)",
             "",
             f"{datetime.date.today()} · {os.cpu_count()} CPU cores, one thread a run · seeds "
-            f"{sorted(results)} · "
+            f"{arguments.seeds} · "
             f"`python benchmarks/trial.py --speech FOLDER --output FOLDER --pretrain-steps "
             f"{arguments.pretrain_steps} "
             f"--single-steps {arguments.single_steps} --string-steps {arguments.string_steps} "
@@ -202,16 +188,17 @@ def main() -> int:
     parser.add_argument("--single-steps", type=int, default=1200)
     parser.add_argument("--string-steps", type=int, default=800)
     parser.add_argument("--freeze-steps", type=int, default=50)
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time (one CPU thread each)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (one CPU thread each)")
     parser.add_argument(
         "--results", type=Path, help="Markdown page to write (default: OUTPUT/results.md)"
     )
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     build_shards(arguments.speech, arguments.output)
+    runs = [(seed, start) for start in ("pretrained", "random") for seed in arguments.seeds]
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        scores = list(pool.map(lambda seed: one_seed(arguments, seed), arguments.seeds))
-    page = results_page(arguments, dict(zip(arguments.seeds, scores, strict=True)))
+        scores = list(pool.map(lambda run: one_start(arguments, *run), runs))
+    page = results_page(arguments, dict(zip(runs, scores, strict=True)))
     (arguments.results or arguments.output / "results.md").write_text(page)
     print(page)
     return 0

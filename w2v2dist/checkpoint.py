@@ -319,9 +319,8 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
 
 def load_into(module: nn.Module, values: dict[str, Tensor], source: str, prefix: str = "") -> None:
     """Copy the values whose names start with `prefix` into `module`; every tensor of `module` whose
-    name starts
-    with it must be there, with as many elements. Raises CheckpointError that lists what does not
-    fit."""
+    name starts with it must be there, with as many elements. Raises CheckpointError that lists what
+    does not fit."""
     wanted = {n: t for n, t in module.state_dict().items() if n.startswith(prefix)}
     given = {n: t for n, t in values.items() if n.startswith(prefix)}
     missing = sorted(wanted.keys() - given.keys())

@@ -25,8 +25,7 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     """Word and letter error rates (greedy) of a fine-tuning run's checkpoint on shards.
 
     Writes evaluation.json and hypotheses.tsv (key, reference, hypothesis) to the run folder. `data`
-    is a folder of
-    shards, by default the run's data.valid. Utterances of any length are decoded.
+    is a folder of shards, by default the run's data.valid. Utterances of any length are decoded.
     """
     folder = Path(run_dir)
     config = load_config(FinetuneConfig, folder / "config.yaml")

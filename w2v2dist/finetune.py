@@ -183,8 +183,8 @@ def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:
     `model`.
 
     Of a pre-training that is the encoder; a fine-tuning on the same tokens is continued, output
-    layer included.
-    Raises ConfigError where the source does not exist, CheckpointError where its model is another.
+    layer included. Raises ConfigError where the source does not exist, CheckpointError where its
+    model is another.
     """
     path = Path(source)
     if not path.exists():

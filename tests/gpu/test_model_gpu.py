@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from w2v2dist.cli import read_config
 from w2v2dist.model import (
     Wav2Vec2Config,
     Wav2Vec2ForPretraining,
@@ -16,7 +18,10 @@ from w2v2dist.model import (
     span_mask,
 )
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 
 NO_DROPOUT = {
     name: 0.0
@@ -32,19 +37,7 @@ SMALL = Wav2Vec2Config(
     num_codebook_entries=40,
     **NO_DROPOUT,
 )
-LARGE_LV60K = Wav2Vec2Config(
-    extractor_norm="layer",
-    conv_bias=True,
-    norm_first=True,
-    num_layers=24,
-    embed_dim=1024,
-    ffn_dim=4096,
-    num_heads=16,
-    final_dim=768,
-    feature_grad_mult=1.0,
-    feature_penalty_weight=0.0,
-    **NO_DROPOUT,
-)
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def batch(config: Wav2Vec2Config, rows: int, num_samples: int, device: str) -> dict[str, Any]:
@@ -101,12 +94,12 @@ def test_padded_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "rows", "num_samples"),
-    [(Wav2Vec2Config(), 5, 250_000), (LARGE_LV60K, 3, 320_000)],
-    ids=["base", "large"],
+    ("name", "rows", "num_samples"),
+    [("base_ls960", 5, 250_000), ("large_lv60k", 3, 320_000)],
 )
-def test_paper_sized_step(config: Wav2Vec2Config, rows: int, num_samples: int) -> None:
+def test_paper_sized_step(name: str, rows: int, num_samples: int) -> None:
     """One micro-batch in bf16 fits, and starts near the chance level of ln(101) nats."""
+    config = read_config(CONFIGS / f"{name}.yaml", []).model
     loss, norm = step(config, "cuda", torch.bfloat16, batch(config, rows, num_samples, "cuda"))
     assert 3 < loss < 9
     assert np.isfinite(norm)

@@ -4,7 +4,9 @@ sees the same."""
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2v2dist.config import ConfigError, from_dict
+from w2v2dist.data.audio import resample
 from w2v2dist.data.index import ShardEntry, ShardIndex, write_index
+from w2v2dist.data.loader import MicroBatches
 from w2v2dist.data.order import DataConfig, DataOrder, MicroBatch, validation_batches
+from w2v2dist.data.reader import ShardReader
 from w2v2dist.distributed import VirtualRanks
 
 
@@ -155,6 +160,46 @@ def test_validation_uses_every_utterance_once_whatever_its_length(index: ShardIn
     assert sorted(int(i) for m in micro for i in m.ids) == list(range(len(index)))
 
 
+SPEEDS = (0.9, 1.0, 1.1)
+
+
+def test_speeds_are_drawn_anew_each_epoch_and_stay_inside_the_recording(index: ShardIndex) -> None:
+    config = replace(CONFIG, speed_perturbation=SPEEDS)
+    for crop in (True, False):
+        order = DataOrder(index, config, seed=1, crop=crop)
+        drawn: list[dict[int, int]] = [{}, {}]
+        for micro in (m for slot in range(6) for m in stream(order, slot, 2)):
+            drawn[micro.epoch] |= dict(zip(micro.ids.tolist(), micro.percent.tolist(), strict=True))
+            assert len(micro.ids) * micro.num_samples.max() <= CONFIG.max_samples_per_slot
+            assert (CONFIG.min_samples <= micro.num_samples).all()
+            assert (micro.num_samples <= CONFIG.max_crop).all()
+            for row, i in enumerate(micro.ids):
+                first, num = micro.span(row)
+                assert 0 <= first <= first + num <= index.num_samples[i]
+                assert num >= micro.num_samples[row] * micro.percent[row] / 100
+        assert drawn[0].keys() == drawn[1].keys()
+        assert set(drawn[0].values()) == {90, 100, 110}
+        assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_perturbed_audio_is_the_resampled_recording(shards: Path, crop: bool) -> None:
+    index = ShardIndex.load(shards)
+    config = replace(CONFIG, virtual_world_size=1, speed_perturbation=(1.1,))
+    order, reader = DataOrder(index, config, seed=1, crop=crop), ShardReader(index)
+    data = MicroBatches(reader, lambda rows: None, with_labels=False, normalized=False)  # type: ignore[arg-type, return-value]
+    rows = data.rows(order.micro_batch(1, 0))
+    assert rows.keys
+    for row, wave in enumerate(rows.waveforms):
+        whole = resample(reader.audio(int(rows.micro.ids[row])), 17_600)
+        start, num = int(rows.micro.starts[row]), int(rows.micro.num_samples[row])
+        assert len(wave) == num
+        if not crop:
+            assert num in (len(whole), len(whole) - 1)
+        # A crop begins at a sample of the recording, up to one sample off the resampled grid
+        assert np.corrcoef(wave, whole[start : start + num])[0, 1] > (0.8 if crop else 0.9999)
+
+
 def test_too_few_utterances_for_the_slots_is_an_error(index: ShardIndex) -> None:
     config = DataConfig(virtual_world_size=1000)
     with pytest.raises(ValueError, match=r"hold \d+ utterances .* data.virtual_world_size is 1000"):
@@ -166,9 +211,11 @@ def test_too_few_utterances_for_the_slots_is_an_error(index: ShardIndex) -> None
     [
         ({"max_crop": 2_000_000}, "max_crop is 2000000 but must be at most max_samples_per_slot"),
         ({"min_samples": 300_000}, "min_samples is 300000 but must be at most max_crop"),
+        ({"speed_perturbation": [1.0, 3.0]}, r"speed_perturbation is \[1.0, 3.0\] but must list"),
+        ({"speed_perturbation": []}, r"speed_perturbation is \[\] but must list"),
         ({"virtual_world_size": 0}, "virtual_world_size is 0"),
     ],
 )
-def test_impossible_settings_are_refused(values: dict[str, int], message: str) -> None:
+def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(DataConfig, values, "data.")

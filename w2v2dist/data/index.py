@@ -1,8 +1,8 @@
 """The index of a folder of shards: which utterance lies where, without opening a tar.
 
 `index.json` names the shards; the columns beside it, `index.COLUMN.npy`, are memory-mapped, so that
-millions of utterances open at once and the processes of a node share the pages. Utterances
-are in shard order, then in the order of the tar.
+millions of utterances open at once and the processes of a node share the pages. Utterances are in
+shard order, then in the order of the tar.
 """
 
 from __future__ import annotations

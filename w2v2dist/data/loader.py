@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from w2v2dist.data.audio import BadSample, normalize
+from w2v2dist.data.audio import SAMPLE_RATE, BadSample, normalize, resample
 from w2v2dist.data.order import DataOrder, MicroBatch
 from w2v2dist.data.reader import ShardReader
 
 
 @dataclass(slots=True)
 class Rows:
-    """The decoded utterances of a micro-batch. `position` is each one's row in the planned micro-
-    batch, so that
-    what is drawn per row does not change when another row is skipped."""
+    """The decoded utterances of a micro-batch. `position` is each one's row in the planned
+    micro-batch, so that what is drawn per row does not change when another row is skipped."""
 
     micro: MicroBatch
     waveforms: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -116,7 +115,10 @@ class MicroBatches(Dataset[Batch]):
         for row, i in enumerate(micro.ids.tolist()):
             key = self.reader.index.key(i)
             try:
-                wave = self.reader.audio(i, int(micro.starts[row]), int(micro.num_samples[row]))
+                wave = self.reader.audio(i, *micro.span(row))
+                if (percent := int(micro.percent[row])) != 100:
+                    wave = resample(wave, SAMPLE_RATE * percent // 100)
+                    wave = wave[: int(micro.num_samples[row])]
                 labels = self.reader.labels(i) if self.with_labels else {}
             except BadSample as error:
                 shard = self.reader.index.shard_paths[int(self.reader.index.shard[i])]

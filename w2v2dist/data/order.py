@@ -2,15 +2,14 @@
 index.
 
 Every slot reads its own stream. In each epoch the shards are permuted by (seed, epoch), their
-utterances laid end
-to end, and the line is cut into `virtual_world_size` equal ranges; slot s has the s-th. Nothing
-here reads audio.
+utterances laid end to end, and the line is cut into `virtual_world_size` equal ranges; slot s has
+the s-th. Nothing here reads audio.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,8 @@ class DataConfig:
     max_crop: int = 250_000  # pre-training crops to it; fine-tuning leaves longer utterances out
     min_samples: int = 32_000  # shorter utterances are left out
     crop_multiple: int = 1  # crops are rounded down to a multiple of it: fewer shapes
+    # An utterance is played at one of these speeds, drawn for each epoch (1.1: shorter and higher)
+    speed_perturbation: tuple[float, ...] = (1.0,)
     normalize: bool = False  # utterances to zero mean and unit variance
     shuffle_window: int = 10_000  # utterances
     num_workers: int = 4
@@ -59,6 +60,12 @@ class DataConfig:
             raise ValueError(
                 f"min_samples is {self.min_samples} but must be at most max_crop ({self.max_crop})"
             )
+        for speed in self.speed_perturbation or (0.0,):
+            if not 0.5 <= speed <= 2 or abs(100 * speed - round(100 * speed)) > 1e-6:
+                raise ValueError(
+                    f"speed_perturbation is {list(self.speed_perturbation)} but must list speeds "
+                    f"from 0.5 to 2 in steps of 0.01; [1.0] leaves the audio as it is"
+                )
         if self.num_workers < 0 or self.prefetch < 1 or self.max_bad_samples < 0:
             raise ValueError(
                 f"num_workers ({self.num_workers}) and max_bad_samples ({self.max_bad_samples}) "
@@ -72,8 +79,8 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """The utterances of one slot at one step: index rows, and what part of each is used (in
-    samples)."""
+    """The utterances of one slot at one step: index rows, at what speed each is played, and what
+    part of it is used then (in samples)."""
 
     step: int
     slot: int
@@ -81,21 +88,29 @@ class MicroBatch:
     ids: Array
     starts: Array
     num_samples: Array
+    percent: Array  # of the recording's speed
+
+    def span(self, row: int) -> tuple[int, int]:
+        """First sample of the recording that a row needs, and how many."""
+        first = int(self.starts[row] * self.percent[row] // 100)
+        end = -(-(self.starts[row] + self.num_samples[row]) * self.percent[row] // 100)
+        return first, int(end) - first
 
 
 class DataOrder:
     """Which utterances, in which crops, slot `slot` uses at step `step` (1 is the first).
 
     With `crop`, every utterance of a micro-batch is cropped to the shortest of them, so nothing is
-    padded
-    (pre-training); without, utterances stay whole (fine-tuning).
+    padded (pre-training); without, utterances stay whole (fine-tuning).
     """
 
     def __init__(self, index: ShardIndex, config: DataConfig, seed: int, crop: bool) -> None:
         self.index, self.config, self.seed, self.crop = index, config, seed, crop
-        keep = index.num_samples >= config.min_samples
+        percents = [round(100 * speed) for speed in config.speed_perturbation]
+        self._percents = np.array(percents)
+        keep = played(index.num_samples, max(percents)) >= config.min_samples
         if not crop:
-            keep &= index.num_samples <= config.max_crop
+            keep &= played(index.num_samples, min(percents)) <= config.max_crop
         self._eligible = keep
         # Utterances of each shard that pass the length filter
         self._count = np.array(
@@ -113,6 +128,7 @@ class DataOrder:
                 f"one: add audio, or "
                 "lower data.virtual_world_size or data.min_samples"
             )
+        self._speed_of_epoch: dict[int, npt.NDArray[np.int8]] = {}
         self._first_of_epoch: dict[int, list[int]] = {}
         self._plans: dict[tuple[int, int], list[Array]] = {}
 
@@ -120,17 +136,29 @@ class DataOrder:
         """The micro-batch of a slot at a step; steps before it are not visited, only counted."""
         epoch, position = self._locate(step, slot)
         ids = self._plan(epoch, slot)[position]
+        percent = self._speeds(epoch, ids)
+        full = played(self.index.num_samples[ids], percent)
         if not self.crop:
-            num = self.index.num_samples[ids].astype(np.int64)
-            return MicroBatch(step, slot, epoch, ids, np.zeros_like(num), num)
-        full = self.index.num_samples[ids].astype(np.int64)
+            return MicroBatch(step, slot, epoch, ids, np.zeros_like(full), full, percent)
         size = min(int(full.min()), self.config.max_crop)
         size -= size % self.config.crop_multiple
         starts = [
             int(keyed_rng(self.seed, "crop", epoch, int(i)).integers(0, int(n) - size + 1))
             for i, n in zip(ids, full, strict=True)
         ]
-        return MicroBatch(step, slot, epoch, ids, np.array(starts), np.full(len(ids), size))
+        sizes = np.full(len(ids), size)
+        return MicroBatch(step, slot, epoch, ids, np.array(starts), sizes, percent)
+
+    def _speeds(self, epoch: int, ids: Array) -> Array:
+        """Percent of its speed at which each utterance is played in an epoch."""
+        if len(self._percents) == 1:
+            return np.full(len(ids), self._percents[0])
+        if epoch not in self._speed_of_epoch:
+            self._speed_of_epoch.pop(epoch - 2, None)
+            rng = keyed_rng(self.seed, "speed", epoch)
+            drawn = rng.integers(len(self._percents), size=len(self.index.num_samples))
+            self._speed_of_epoch[epoch] = drawn.astype(np.int8)
+        return self._percents[self._speed_of_epoch[epoch][ids]]
 
     def _locate(self, step: int, slot: int) -> tuple[int, int]:
         """Epoch of the slot's stream and position inside it."""
@@ -171,35 +199,43 @@ class DataOrder:
         for low in range(0, len(ids), self.config.shuffle_window):
             rng = keyed_rng(self.seed, "window", epoch, slot, low)
             window = rng.permutation(ids[low : low + self.config.shuffle_window])
-            batches = batch_by_size(window, self.index, self.config, self.config.max_crop)
+            full = played(self.index.num_samples[window], self._speeds(epoch, window))
+            sizes = np.minimum(full, self.config.max_crop)
+            batches = batch_by_size(window, sizes, self.config.max_samples_per_slot)
             plan += [batches[i] for i in rng.permutation(len(batches))]
         return plan
 
 
-def batch_by_size(ids: Array, index: ShardIndex, config: DataConfig, longest: int) -> list[Array]:
-    """Group utterances by length into micro-batches of at most `max_samples_per_slot` (count ×
-    longest)."""
-    sizes = np.minimum(index.num_samples[ids].astype(np.int64), longest)
+def played(num_samples: npt.NDArray[np.integer[Any]], percent: Array | int) -> Array:
+    """Samples of utterances that are played at `percent` of their speed."""
+    return np.asarray(num_samples.astype(np.int64) * 100 // percent)
+
+
+def batch_by_size(ids: Array, sizes: Array, max_samples: int) -> list[Array]:
+    """Group utterances by length into micro-batches of at most `max_samples` (count × longest)."""
     by_size = np.argsort(-sizes, kind="stable")  # equal lengths stay in the shuffled order
     batches, first = [], 0
     while first < len(ids):
-        count = max(1, config.max_samples_per_slot // int(sizes[by_size[first]]))
+        count = max(1, max_samples // int(sizes[by_size[first]]))
         batches.append(ids[by_size[first : first + count]])
         first += count
     return batches
 
 
 def validation_batches(index: ShardIndex, config: DataConfig, crop: bool) -> list[MicroBatch]:
-    """Every utterance of a validation set once, longest first; `slot` is the number of the micro-
-    batch.
+    """Every utterance of a validation set once, longest first; `slot` is the number of the
+    micro-batch.
 
     With `crop`, the middle `max_crop` samples at most of an utterance are used; without, all of it.
     """
     keep = np.flatnonzero(index.num_samples >= (config.min_samples if crop else 1)).astype(np.int64)
-    longest = config.max_crop if crop else int(index.num_samples.max(initial=1))
+    sizes = index.num_samples[keep].astype(np.int64)
+    if crop:
+        sizes = np.minimum(sizes, config.max_crop)
     out = []
-    for slot, ids in enumerate(batch_by_size(keep, index, config, longest)):
+    for slot, ids in enumerate(batch_by_size(keep, sizes, config.max_samples_per_slot)):
         full = index.num_samples[ids].astype(np.int64)
         size = np.full(len(ids), min(int(full.min()), config.max_crop)) if crop else full
-        out.append(MicroBatch(0, slot, 0, ids, (full - size) // 2, size))
+        normal = np.full(len(ids), 100)
+        out.append(MicroBatch(0, slot, 0, ids, (full - size) // 2, size, normal))
     return out

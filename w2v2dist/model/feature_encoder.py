@@ -52,7 +52,8 @@ class ChannelLayerNorm(nn.LayerNorm):
         frames = x.transpose(1, 2).float()
         weight, bias = self.weight.float(), self.bias.float()
         out = F.layer_norm(frames, self.normalized_shape, weight, bias, self.eps)
-        return out.transpose(1, 2).type_as(x)
+        # Contiguous, or GELU goes backward over two layouts at once, six times slower on a CPU
+        return out.transpose(1, 2).type_as(x).contiguous()
 
 
 class FeatureEncoder(nn.Module):
