@@ -94,6 +94,8 @@ def one_start(arguments: argparse.Namespace, seed: int, start: str) -> dict[str,
                 f"data.train={train[0] if stage == 'single' else f'{train[0]},{train[1]}'}",
                 f"data.valid={shards / f'{stage}_valid'}",
                 "data.virtual_world_size=1",
+                "loop.validate_every=250",
+                "loop.save_every=250",
                 f"seed={seed}",
                 f"pretrained={source}",
                 f"freeze_steps={freeze_steps}",
@@ -184,10 +186,10 @@ def main() -> int:
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--pretrain-steps", type=int, default=800)
-    parser.add_argument("--single-steps", type=int, default=1200)
-    parser.add_argument("--string-steps", type=int, default=800)
-    parser.add_argument("--freeze-steps", type=int, default=50)
+    parser.add_argument("--pretrain-steps", type=int, default=1200)
+    parser.add_argument("--single-steps", type=int, default=2000)
+    parser.add_argument("--string-steps", type=int, default=1000)
+    parser.add_argument("--freeze-steps", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (one CPU thread each)")
     parser.add_argument(
         "--results", type=Path, help="Markdown page to write (default: OUTPUT/results.md)"
@@ -195,7 +197,7 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     build_shards(arguments.speech, arguments.output)
-    runs = [(seed, start) for start in ("pretrained", "random") for seed in arguments.seeds]
+    runs = [(seed, start) for seed in arguments.seeds for start in ("pretrained", "random")]
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         scores = list(pool.map(lambda run: one_start(arguments, *run), runs))
     page = results_page(arguments, dict(zip(runs, scores, strict=True)))

@@ -24,7 +24,7 @@ from w2v2dist.keyed import keyed_rng, keyed_seed
 from w2v2dist.logging import RunLogger
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
-from w2v2dist.run_folder import log_batch, prepare_run_folder
+from w2v2dist.run_folder import locked, log_batch, prepare_run_folder
 from w2v2dist.schedules import ScheduleConfig, learning_rate
 
 
@@ -139,32 +139,32 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
     order = DataOrder(index, config.data, config.seed, task.crop)
     valid, valid_micro = _open_validation(config, task.crop)
     run_dir = Path(config.run_dir)
-    if world.is_main:
-        prepare_run_folder(config, index.fingerprint)
-    world.barrier()
-    logger = RunLogger(run_dir, enabled=world.is_main)
-    num_rounds = virtual.num_rounds(world.size)
-    engine = Engine(task.model, config.engine, config.optimizer, num_rounds, world)
-    slots = virtual.slots(world.rank, world.size)
-    run = _Run(config, task, engine, world, logger, index, slots, valid, valid_micro)
-    first = _resume(run) + 1
-    if first > config.loop.max_steps:
-        logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
-        return "finished"
-    dataset = _dataset(run, index, train=True)
-    dataset.order = order
-    batches = iterate(
-        dataset,
-        training_items(run.rounds, first, config.loop.max_steps),
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
-        device=world.device,
-    )
-    try:
-        with contextlib.closing(batches):
-            return _train(run, batches, first, flag)
-    finally:
-        logger.close()
+    with contextlib.ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(locked(run_dir))
+            prepare_run_folder(config, index.fingerprint)
+        world.barrier()
+        logger = RunLogger(run_dir, enabled=world.is_main)
+        stack.callback(logger.close)
+        num_rounds = virtual.num_rounds(world.size)
+        engine = Engine(task.model, config.engine, config.optimizer, num_rounds, world)
+        slots = virtual.slots(world.rank, world.size)
+        run = _Run(config, task, engine, world, logger, index, slots, valid, valid_micro)
+        first = _resume(run) + 1
+        if first > config.loop.max_steps:
+            logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
+            return "finished"
+        dataset = _dataset(run, index, train=True)
+        dataset.order = order
+        batches = iterate(
+            dataset,
+            training_items(run.rounds, first, config.loop.max_steps),
+            num_workers=config.data.num_workers,
+            prefetch=config.data.prefetch,
+            device=world.device,
+        )
+        stack.enter_context(contextlib.closing(batches))
+        return _train(run, batches, first, flag)
 
 
 def open_index(folders: str | None, key: str) -> ShardIndex:

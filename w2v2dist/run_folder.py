@@ -1,9 +1,15 @@
-"""The run folder: its resolved configuration, which may not change, and the logs of samples."""
+"""The run folder: its lock, its resolved configuration, which may not change, and the logs of
+samples."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import platform
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +38,39 @@ MAY_CHANGE = (
     "data.prefetch",
     "data.max_bad_samples",
 )
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for this process, until it ends in whatever way (a POSIX record lock, which
+    workers do not inherit; file systems without locks are used without). Raises ConfigError where
+    another process has it and does not go."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("a+", encoding="utf-8") as file:
+        started = time.monotonic()
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                holder = file.read().strip()
+                # A dead process of this host has let go; of a dead host the file server must notice
+                wait_s = 5 if f"on {platform.node()}," in holder else 150
+                if time.monotonic() - started > wait_s:
+                    raise ConfigError(
+                        f"{run_dir} is in use by {holder}: wait for it or end it, or use another "
+                        f"run_dir"
+                    ) from None
+                time.sleep(0.5)
+            except OSError:  # no lock service
+                break
+        file.seek(0)
+        file.truncate()
+        job = os.environ.get("SLURM_JOB_ID", "none")
+        file.write(f"process {os.getpid()} on {platform.node()}, Slurm job {job}\n")
+        file.flush()
+        yield
 
 
 def prepare_run_folder(config: Any, fingerprint: str) -> None:

@@ -4,8 +4,10 @@ is lost."""
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +145,36 @@ def test_a_changed_configuration_and_other_shards_are_refused(
     source = speech_dir / "kathleen" / "valid"
     assert build(["--input", str(source), "--output", str(other), "--workers", "1"]) == 0
     assert "fingerprint" in fail(config, f"data.train={other}")
+
+
+def test_two_trainings_cannot_share_a_run_folder(shards: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "pretrain", shards, loop={"max_steps": 10_000})
+    events = tmp_path / "run" / "events.jsonl"
+
+    def wait_for_start(process: subprocess.Popen[str], num_events: int) -> None:
+        for _ in range(600):
+            if len(read_jsonl(events)) >= num_events or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert len(read_jsonl(events)) >= num_events
+        assert process.poll() is None
+
+    first = start(config, 1)[0]
+    try:
+        wait_for_start(first, 1)
+        assert f"in use by process {first.pid} on {platform.node()}" in fail(config)
+        assert first.poll() is None
+        count = len(read_jsonl(events))
+        first.kill()  # leaves nothing behind that a person has to clean up
+        finish([first])
+        third = start(config, 1)[0]
+        try:
+            wait_for_start(third, count + 1)
+        finally:
+            third.kill()
+            finish([third])
+    finally:
+        first.kill()
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
