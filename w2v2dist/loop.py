@@ -26,6 +26,7 @@ from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
 from w2v2dist.run_folder import locked, log_batch, prepare_run_folder
 from w2v2dist.schedules import ScheduleConfig, learning_rate
+from w2v2dist.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class LoopConfig:
     log_samples: bool = False  # logs/samples-RANK.jsonl: what every step used
     num_threads: int = 0  # of a process on the CPU; 0 leaves the choice to torch
     timeout_s: int = 1800  # of a collective operation
+    stall_timeout_s: int = 1800  # a process without a step for so long ends; logs/stacks-* say why
 
     def __post_init__(self) -> None:
         for name in (
@@ -49,6 +51,7 @@ class LoopConfig:
             "save_every",
             "keep_last",
             "timeout_s",
+            "stall_timeout_s",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
@@ -109,6 +112,7 @@ class _Run:
     engine: Engine
     world: World
     logger: RunLogger
+    watchdog: Watchdog
     index: ShardIndex
     rounds: list[int | None]
     valid: ShardIndex | None
@@ -146,10 +150,13 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         world.barrier()
         logger = RunLogger(run_dir, enabled=world.is_main)
         stack.callback(logger.close)
+        stacks = run_dir / "logs" / f"stacks-{world.rank:05d}.txt"
+        watchdog = Watchdog(stacks, config.loop.stall_timeout_s)
+        stack.callback(watchdog.close)
         num_rounds = virtual.num_rounds(world.size)
         engine = Engine(task.model, config.engine, config.optimizer, num_rounds, world)
         slots = virtual.slots(world.rank, world.size)
-        run = _Run(config, task, engine, world, logger, index, slots, valid, valid_micro)
+        run = _Run(config, task, engine, world, logger, watchdog, index, slots, valid, valid_micro)
         first = _resume(run) + 1
         if first > config.loop.max_steps:
             logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
@@ -208,6 +215,7 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
     loop, world = run.config.loop, run.world
     started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
     for step in range(first, loop.max_steps + 1):
+        run.watchdog.progress()
         before = time.perf_counter()
         micro = [next(batches) for _ in run.rounds]
         waited += time.perf_counter() - before
@@ -324,6 +332,7 @@ def validate(run: _Run, step: int) -> dict[str, float]:
     bad: set[str] = set()
     with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
+            run.watchdog.progress()
             bad |= {str(record["key"]) for record in batch.bad}
             log_batch(Path(config.run_dir), world.rank, batch, samples=False)
             out = run.task.losses(run.engine, batch.to(world.device), 0, None)
@@ -353,6 +362,7 @@ def _validate_and_compare(run: _Run, step: int) -> bool:
 
 def save(run: _Run, step: int, *, improved: bool = False) -> None:
     """Save on all processes together; then move `latest` and, for an improved model, `best`."""
+    run.watchdog.progress()
     started = time.perf_counter()
     meta = {
         "version": __version__,

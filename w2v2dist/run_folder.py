@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "loop.log_samples",
     "loop.num_threads",
     "loop.timeout_s",
+    "loop.stall_timeout_s",
     "engine.zero_stage",
     "model.activation_checkpointing",
     "data.train",

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 # From the ground up. Modules of one line do not import each other; those inside one folder may.
 FLOORS = """
 config schedules logging keyed
-distributed preemption
+distributed preemption watchdog
 model data decode metrics interop
 engine
 checkpoint run_folder
