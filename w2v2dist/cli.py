@@ -1,4 +1,4 @@
-"""The console script: w2v2dist train | batches | evaluate | report."""
+"""The console script: w2v2dist train | batches | paper | evaluate | report."""
 
 from __future__ import annotations
 
@@ -118,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--step", type=int, required=True, help="update, 1 is the first")
     p.add_argument("--slot", type=int, help="one slot only (default: all)")
     p = add(
+        "paper",
+        "Compare a configuration with the paper and fairseq's released files: audio hours a step, "
+        "a warning where the learning rate belongs to a much larger batch, every deviation.",
+        "w2v2dist paper configs/base_ls960.yaml data.virtual_world_size=1",
+    )
+    _config_arguments(p)
+    p.add_argument("--reference", help="for example base_ls960 (default: the most similar one)")
+    p = add(
         "evaluate",
         "Transcribe shards with a fine-tuned run (greedy) and print its error rates.",
         "w2v2dist evaluate runs/base_10h --data shards/test-clean",
@@ -159,6 +167,12 @@ def main(argv: list[str] | None = None) -> int:
                 )
         if args.command == "batches":
             print_batches(args.config, args.overrides, args.step, args.slot)
+        elif args.command == "paper":
+            from w2v2dist.paper import compare
+
+            config = read_config(args.config, args.overrides)
+            for line in compare(config, args.config, args.overrides, args.reference):
+                console.print(line, markup=False)
         elif args.command == "evaluate":
             from w2v2dist.evaluate import evaluate
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.test_model_parity import NO_DROPOUT
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 
 transformers = pytest.importorskip("transformers")
@@ -47,7 +48,7 @@ def our_name(name: str) -> str:
 
 
 def pair(layer_norm: bool) -> tuple[torch.nn.Module, Wav2Vec2ForPretraining]:
-    """Their model and ours with one set of random weights, in evaluation mode."""
+    """Their model and ours with one set of random weights, in evaluation mode, without dropout."""
     torch.manual_seed(3)
     theirs = transformers.Wav2Vec2ForPreTraining(
         transformers.Wav2Vec2Config(
@@ -63,6 +64,12 @@ def pair(layer_norm: bool) -> tuple[torch.nn.Module, Wav2Vec2ForPretraining]:
             codevector_dim=32,
             proj_codevector_dim=32,
             diversity_loss_weight=0.1,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            feat_proj_dropout=0.0,
+            feat_quantizer_dropout=0.0,
+            layerdrop=0.0,
         )
     ).eval()
     with torch.no_grad():  # so that norms and biases count
@@ -81,6 +88,10 @@ def pair(layer_norm: bool) -> tuple[torch.nn.Module, Wav2Vec2ForPretraining]:
             num_heads=4,
             num_codebook_entries=16,
             final_dim=32,
+            # theirs has neither of them
+            feature_grad_mult=1.0,
+            feature_penalty_weight=0.0,
+            **NO_DROPOUT,
         )
     ).eval()
     state = {our_name(name): tensor for name, tensor in theirs.state_dict().items()}
@@ -99,29 +110,49 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(2, 12_000), torch.tensor([12_000, 9_000]), mask, distractors
 
 
+def their_batch(num_samples: Tensor, mask: Tensor, distractors: Tensor) -> dict[str, Tensor]:
+    """The same batch as their arguments: distractors count frames through the whole batch."""
+    positions = torch.stack([row.nonzero().flatten() for row in mask])  # (B, M)
+    flat = torch.zeros(*mask.shape, distractors.shape[2], dtype=torch.int64)
+    for row in range(len(mask)):
+        flat[row, positions[row]] = row * mask.shape[1] + positions[row][distractors[row]]
+    return {
+        "attention_mask": (torch.arange(12_000) < num_samples[:, None]).long(),
+        "mask_time_indices": mask,
+        "sampled_negative_indices": flat,
+    }
+
+
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_features_targets_and_loss(layer_norm: bool) -> None:
     theirs, ours = pair(layer_norm)
     waveforms, num_samples, mask, distractors = batch()
-    attention_mask = (torch.arange(12_000) < num_samples[:, None]).long()
-    positions = torch.stack([row.nonzero().flatten() for row in mask])  # (B, M)
-    flat = torch.zeros(2, 37, 5, dtype=torch.int64)  # theirs counts frames through the whole batch
-    for row in range(2):
-        flat[row, positions[row]] = row * 37 + positions[row][distractors[row]]
+    theirs_in = their_batch(num_samples, mask, distractors)
+    targets = []
+    ours.target_projection.register_forward_hook(lambda *call: targets.append(call[2]))
     with torch.no_grad():
-        reference = theirs(
-            waveforms,
-            attention_mask=attention_mask,
-            mask_time_indices=mask,
-            sampled_negative_indices=flat,
-            output_hidden_states=True,
-        )
+        reference = theirs(waveforms, **theirs_in)
         out = ours(waveforms, mask, distractors, num_samples)
         projected = ours.context_projection(out.features)
     valid = torch.arange(37) < torch.tensor([37, ours.config.num_frames(9_000)])[:, None]
     torch.testing.assert_close(
         projected[valid], reference.projected_states[valid], rtol=1e-5, atol=1e-5
     )
+    torch.testing.assert_close(
+        targets[0].flatten(0, 1), reference.projected_quantized_states[mask], rtol=1e-5, atol=1e-5
+    )
+    # (1 + K, B, T), the positive first: theirs computes them for every frame
+    quantized = reference.projected_quantized_states
+    negatives = quantized.flatten(0, 1)[theirs_in["sampled_negative_indices"]].permute(2, 0, 1, 3)
+    logits = theirs.compute_contrastive_logits(
+        quantized[None],
+        negatives,
+        reference.projected_states,
+        theirs.config.contrastive_logits_temperature,
+    )
+    logits = logits.permute(1, 2, 0)[mask].view_as(out.logits)
+    finite = torch.isfinite(out.logits)  # a distractor equal to the positive is masked later
+    torch.testing.assert_close(out.logits[finite], logits[finite], rtol=1e-5, atol=1e-4)
     assert out.contrastive_loss.item() == pytest.approx(reference.contrastive_loss.item(), rel=1e-5)
     assert out.code_perplexity.item() == pytest.approx(
         reference.codevector_perplexity.item(), rel=1e-4
@@ -130,6 +161,48 @@ def test_features_targets_and_loss(layer_norm: bool) -> None:
     assert reference.diversity_loss.item() == pytest.approx(
         (32 - out.code_perplexity.item()) / 32 * out.num_masked, rel=1e-4
     )
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_training_losses_and_gradients(layer_norm: bool) -> None:
+    """With the same Gumbel noise: contrastive, diversity and total loss, every gradient's norm."""
+    theirs, ours = pair(layer_norm)
+    waveforms, num_samples, mask, distractors = batch()
+    # theirs draws noise for every frame: the seed set just before it gives the same draw here
+    theirs.quantizer.register_forward_pre_hook(lambda *_: torch.manual_seed(7) and None)
+    torch.manual_seed(7)
+    noise = -torch.empty(*mask.shape, 2, 16).exponential_().log()
+    ours_in = {"gumbel_noise": noise[mask].view(2, 8, 2, 16), "temperature": 1.5}
+    with torch.no_grad():
+        codes = ours.train()(waveforms, mask, distractors, num_samples, **ours_in).codes
+    # Distractors of other codes than the positive's: theirs compares codewords as floats, which
+    # its straight-through sum leaves unequal in the last bit
+    others = (codes[:, :, None] != codes[:, None]).any(-1).flatten(0, 1)  # (B * M, M)
+    distractors = torch.multinomial(others.float(), 5, replacement=True).view(2, 8, 5)
+    theirs.set_gumbel_temperature(1.5)
+    reference = theirs.train()(waveforms, **their_batch(num_samples, mask, distractors))
+    reference.loss.backward()
+    out = ours(waveforms, mask, distractors, num_samples, **ours_in)
+    out.loss.backward()
+    assert out.contrastive_loss.item() == pytest.approx(reference.contrastive_loss.item(), rel=1e-5)
+    assert out.diversity_loss.item() == pytest.approx(
+        0.1 * reference.diversity_loss.item(), rel=1e-5
+    )
+    assert out.prob_perplexity.item() == pytest.approx(
+        reference.codevector_perplexity.item(), rel=1e-5
+    )
+    assert out.loss.item() == pytest.approx(reference.loss.item(), rel=1e-5)
+    gradients = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        ours_grad = gradients.pop(our_name(name)).grad
+        if name.endswith("k_proj.bias"):
+            continue  # the true gradient of a bias of all keys is 0
+        norm = parameter.grad.norm().item()
+        assert norm > 0, name
+        assert ours_grad.norm().item() == pytest.approx(norm, rel=1e-4), name
+        error = (ours_grad.view_as(parameter) - parameter.grad).norm().item()
+        assert error <= 1e-3 * norm, name
+    assert gradients == {}
 
 
 def test_features_without_mask_or_padding() -> None:

@@ -70,8 +70,9 @@ def golden_config(geometry: dict[str, Any], **changes: Any) -> Wav2Vec2Config:
 
 def run(
     folder: Path, name: str, **changes: Any
-) -> tuple[Wav2Vec2ForPretraining, Any, dict[str, Tensor], dict[str, Any]]:
-    """The model with the golden weights, its output after backward, and the golden numbers."""
+) -> tuple[Wav2Vec2ForPretraining, Any, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """The model with the golden weights, its output after backward, the outputs of three of its
+    parts, and the golden numbers."""
     variant = next(v for v in VARIANTS if name.startswith(v))
     state, info = read(folder / f"{variant}_state_fairseq.safetensors")
     golden, scalars = read(folder / f"{name}.safetensors")
@@ -82,6 +83,11 @@ def run(
         torch.arange(batch)[:, None, None] * num_masked
     )  # golden indices count through the batch
     noise = golden.get("gumbel_noise")
+    parts: dict[str, Any] = {}
+    for part in ("encoder.feature_encoder", "quantizer", "target_projection"):
+        model.get_submodule(part).register_forward_hook(
+            lambda *call, part=part: parts.update({part: call[2]})
+        )
     out = model(
         golden["waveform"],
         mask=golden["mask_indices"].bool(),
@@ -93,7 +99,7 @@ def run(
         temperature=temperature(config.temperature, scalars["num_updates"]),
     )
     out.loss.backward()
-    return model, out, golden, scalars
+    return model, out, parts, golden, scalars
 
 
 def assert_close(ours: Tensor, reference: Tensor, tolerance: float, name: str) -> None:
@@ -118,11 +124,17 @@ def one_thread() -> Iterator[None]:
     [(name, False) for name in RUNS] + [(f"{v}_pad_train", True) for v in VARIANTS],
 )
 def test_outputs_losses_and_gradients(golden_dir: Path, name: str, checkpointing: bool) -> None:
-    model, out, golden, scalars = run(golden_dir, name, activation_checkpointing=checkpointing)
+    model, out, parts, golden, scalars = run(
+        golden_dir, name, activation_checkpointing=checkpointing
+    )
     valid = torch.ones(golden["mask_indices"].shape, dtype=torch.bool)
     for row, frames in enumerate(scalars["frame_lengths"]):
         valid[row, frames:] = False
     assert_close(out.features[valid], golden["transformer_features"][valid], 1e-5, "features")
+    features = parts["encoder.feature_encoder"]
+    assert_close(features, golden["extractor_features"], 1e-5, "features of the convolutions")
+    assert_close(parts["quantizer"].codewords, golden["quantized"], 1e-5, "quantized targets")
+    assert_close(parts["target_projection"], golden["projected_targets"], 1e-5, "targets")
     assert_close(out.logits, golden["logits"].permute(1, 2, 0), 1e-5, "logits")
     for field, key in (
         ("loss", "loss_total"),

@@ -1,0 +1,197 @@
+"""`w2v2dist paper`: what it says of the shipped configurations and of changed ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from w2v2dist.cli import main, read_config
+from w2v2dist.config import flatten, to_dict
+from w2v2dist.paper import compare, references, show, written_reasons
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = [*references("pretrain"), *references("finetune")]
+FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("common_"))
+PRECISION = (
+    "bf16 instead of fp16 (released file) [all of F: fp16, which underflows in large models]"
+)
+# Keys about where, how fast and how often, not about what is learned
+SILENT = set(
+    "run_dir seed task model.activation_checkpointing data.train data.valid data.shuffle_window "
+    "data.num_workers data.prefetch data.max_bad_samples loop.log_every loop.validate_every "
+    "loop.save_every loop.keep_last loop.log_samples loop.num_threads loop.timeout_s "
+    "engine.zero_stage".split()
+)
+
+
+def lines(path: Path, *overrides: str, reference: str | None = None) -> list[str]:
+    return compare(read_config(str(path), [*overrides]), path, [*overrides], reference)
+
+
+def table(found: list[str]) -> dict[str, str]:
+    """Key -> the rest of its line."""
+    parts = (re.split(r" {2,}", line.strip(), maxsplit=1) for line in found if line[:2] == "  ")
+    return {key: text for key, text in parts}
+
+
+def path_of(name: str) -> Path:
+    return next(path for path in FILES if path.stem == name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_shipped_file(path: Path) -> None:
+    found = lines(path)
+    values = flatten(to_dict(read_config(str(path), [])))
+    assert re.fullmatch(r".* compared with \w+: \d+ deviations?", found[0])
+    assert found[0].split(": ")[-1].split()[0] == str(len(table(found)))
+    assert {*table(found)} - {"utterances a slot"} <= values.keys()
+    warned = [line for line in found if line.startswith("WARNING")]
+    assert len(warned) == (1 if path.stem.startswith("tiny") else 0)
+    if path.stem in NAMES:
+        assert f" compared with {path.stem}: " in found[0]
+        assert found[1].endswith("h: the same")
+        # nothing but what the sources themselves disagree about
+        assert {*table(found)} <= {*references(values["task"])[path.stem].differences}
+
+
+@pytest.mark.parametrize("name", ["base_ls960", "base_10h"])
+def test_every_key_is_compared_or_silent(name: str) -> None:
+    """A new key has to be put into one of the two sets; most of CTC's model is no concern of it."""
+    values = flatten(to_dict(read_config(str(path_of(name)), [])))
+    compared = references(values["task"])[name].values
+    missing = {*values} - {*compared} - SILENT
+    unused = {key for key in missing if key.split(".")[0] == "schedule"}  # the other schedule's
+    if values["task"] == "finetune":
+        assert all(k.startswith("model.") or k in ("data.max_crop", "data.min_samples")
+                   for k in missing - unused)  # fmt: skip
+    else:
+        assert missing - unused == {"model.channel_mask_length", "data.tokens"}
+    assert {*compared} <= {*values}
+
+
+def test_where_paper_and_released_file_differ() -> None:
+    ours = table(lines(path_of("large_lv60k")))
+    assert ours == {
+        "loop.max_steps": "600,000 (paper) instead of 1,000,000 (released file) "
+        "[the file is a later model's]",
+        "engine.precision": PRECISION,
+        "schedule.peak_lr": "3e-4 (paper) instead of 5e-3 (released file) "
+        "[the file is a later model's and doubtful]",
+        "utterances a slot": "any number (paper) instead of at most 4 (released file) "
+        "[the file is a later model's]",
+    }
+    released = table(lines(path_of("large_lv60k"), "schedule.peak_lr=5e-3"))
+    assert released["schedule.peak_lr"].startswith("5e-3 (released file) instead of 3e-4 (paper)")
+    neither = table(lines(path_of("large_lv60k"), "schedule.peak_lr=1e-3"))
+    assert neither["schedule.peak_lr"] == (
+        "1e-3 instead of 3e-4 (paper) or 5e-3 (released file) [command line]"
+    )
+
+
+def test_reasons_are_the_files_comments(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text(
+        "task: pretrain\nrun_dir: '# no comment'\n"
+        "model: {layer_drop: 0.1, dropout: 0.2}   # two at once\nloop:\n"
+        "  max_steps: 7  # short\n"
+    )
+    child = tmp_path / "child.yaml"
+    child.write_text("base: parent.yaml\nmodel:\n  dropout: 0.3\n")
+    assert written_reasons(child) == {
+        "task": "parent.yaml",
+        "run_dir": "parent.yaml",
+        "model.layer_drop": "two at once",
+        "model.dropout": "child.yaml",
+        "loop.max_steps": "short",
+    }
+    found = table(lines(child, "seed=3", "model.num_heads=8"))
+    assert found == {
+        "model.num_heads": "8 (paper) instead of 12 (released file) [the released model has 12]",
+        "model.dropout": "0.3 instead of 0.1 (paper and released file) [child.yaml]",
+        "model.layer_drop": "0.1 instead of 0.05 (paper and released file) [two at once]",
+        "loop.max_steps": "7 instead of 400,000 (paper and released file) [short]",
+        "engine.precision": PRECISION,
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warns"),
+    [
+        ("data.virtual_world_size=1", True),
+        ("data.virtual_world_size=16", True),  # a quarter
+        ("data.virtual_world_size=17", False),
+        ("data.virtual_world_size=4 data.max_samples_per_slot=5_600_000", True),  # the same quarter
+        ("data.virtual_world_size=1 schedule.peak_lr=6e-5", False),  # 5e-4 / 8
+        ("data.virtual_world_size=1 schedule.peak_lr=1.3e-4", True),
+        ("schedule.peak_lr=5e-3", False),  # too high, but made for no larger batch
+    ],
+)
+def test_learning_rate_and_batch(overrides: str, warns: bool) -> None:
+    found = lines(path_of("base_ls960"), *overrides.split())
+    assert [line for line in found if line.startswith("WARNING")] == found[2:3] * warns
+
+
+def test_the_warning_names_both_remedies() -> None:
+    found = lines(path_of("base_ls960"), "data.virtual_world_size=1")
+    assert found[1] == (
+        "audio per step: 0.0243 h at most; base_ls960 1.56 h: 0.0156 times as much"  # a 64th
+    )
+    assert "schedule.peak_lr 5e-4 belongs to a much larger batch" in found[2]
+    assert "data.virtual_world_size=64 " in found[2]
+    assert "schedule.peak_lr=6.3e-5 " in found[2]
+    remedied = lines(path_of("base_ls960"), "data.virtual_world_size=1", "schedule.peak_lr=6.3e-5")
+    assert "WARNING" not in "".join(remedied)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_copy_finds_its_reference(name: str, tmp_path: Path) -> None:
+    """By its values, not by its name; of references with equal values the first is taken."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {path_of(name)}\nseed: 5\nmodel: {{dropout: 0.15}}\n")
+    expected = "base_10m" if name == "base_1h" else name
+    assert f" compared with {expected}: " in lines(path)[0]
+
+
+def test_another_reference() -> None:
+    found = lines(path_of("large_ls960"), reference="base_ls960")
+    assert table(found)["model.num_layers"].startswith("24 instead of 12 (paper and released file)")
+    with pytest.raises(ValueError, match="base_10h but must be one of base_ls960, large_ls960"):
+        lines(path_of("large_ls960"), reference="base_10h")
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Long lines stay whole, and a mistake is exit status 2."""
+    path = str(path_of("tiny_pretrain"))
+    assert main(["paper", path, "seed=2", "--reference", "large_lv60k"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == lines(Path(path), "seed=2", reference="large_lv60k")
+    assert len(printed) > 15
+    assert main(["paper", path, "model.num_layer=2"]) == 2
+    assert "did you mean model.num_layers?" in capsys.readouterr().err
+
+
+def test_numbers_as_the_paper_prints_them() -> None:
+    values = {
+        "3e-4": 3e-4,
+        "1.25e-5": 1.25e-5,
+        "0": 0.0,
+        "0.999995": 0.999995,
+        "400,000": 400_000,
+        "10": 10.0,
+        "true": True,
+        "[10, 3]": [10, 3],
+        "fp16": "fp16",
+    }
+    assert [show(value) for value in values.values()] == list(values)
+
+
+def test_audio_is_the_papers(paper_path: Path) -> None:
+    """1.6 h and 2.7 h of audio a step."""
+    text = " ".join(paper_path.read_text().split())
+    values = references("pretrain")
+    first, second = re.findall(r"Batch: ([\d.]+) h and ([\d.]+) h of audio", text)[0]
+    hours = {name: re.findall(r"([\d.]+) h: the same", lines(path_of(name))[1])[0]
+             for name in values}  # fmt: skip
+    assert f"{float(hours['base_ls960']):.1f}" == first
+    assert f"{float(hours['large_ls960']):.1f}" == f"{float(hours['large_lv60k']):.1f}" == second

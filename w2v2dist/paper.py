@@ -1,0 +1,190 @@
+"""A configuration against the paper's numbers and fairseq's: every deviation with its reason, and
+whether the learning rate fits the batch. The numbers are in paper.yaml, each with its source."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from w2v2dist.config import flatten, parse_overrides, read_yaml, to_dict
+from w2v2dist.data.order import SAMPLE_RATE
+from w2v2dist.loop import TrainingConfig
+
+MUCH = 4  # a batch is much larger from here on
+
+
+class Deviation(NamedTuple):
+    """A key of the configuration, "1 instead of 2 (source)", and why."""
+
+    key: str
+    text: str
+    reason: str
+
+
+class Reference(NamedTuple):
+    """What a configuration is compared with: values by dotted key, their source, and where paper
+    and released file differ: `{key: {"paper": …, "released": …, "reason": …}}`."""
+
+    name: str
+    values: dict[str, Any]
+    source: str
+    differences: dict[str, dict[str, Any]]
+
+
+def references(task: str) -> dict[str, Reference]:
+    """The references of a task ("pretrain" or "finetune") by name."""
+    table = read_yaml(Path(__file__).with_name("paper.yaml"))
+    differences, sources = table.pop("differences"), table.pop("sources")
+
+    def resolve(name: str) -> dict[str, Any]:
+        own = dict(table[name])
+        out: dict[str, Any] = {}
+        for base in str(own.pop("base", "")).split():
+            out |= resolve(base)
+        return out | own
+
+    return {
+        name: Reference(
+            name,
+            values,
+            sources.get(name, "released file"),
+            differences["common"] | differences.get(name, {}),
+        )
+        for name in table
+        if "schedule.peak_lr" in (values := resolve(name)) and values["task"] == task
+    }
+
+
+def compare(
+    config: TrainingConfig, path: str | Path, overrides: list[str], name: str | None = None
+) -> list[str]:
+    """The comparison in lines: the reference, audio hours per step, a warning where the learning
+    rate belongs to a much larger batch, and each deviation with its reason.
+
+    `path` and `overrides` are what `config` was read from: the file's comments are the reasons.
+    Without `name` the reference is the one the file is named after, else the most similar one.
+    Raises ValueError where the configuration's task has no reference `name`.
+    """
+    values = flatten(to_dict(config))
+    if "pretrained" in values:
+        values["pretrained"] = "a pre-trained model" if values["pretrained"] else "random weights"
+    known = references(values["task"])
+    if name is None:
+        name = Path(path).stem if Path(path).stem in known else nearest(values, known)
+    if name not in known:
+        raise ValueError(
+            f"--reference is {name} but must be one of {', '.join(known)} "
+            f"(those of task: {values['task']})"
+        )
+    reference = known[name]
+    reasons = written_reasons(path) | dict.fromkeys(
+        flatten(parse_overrides(overrides)), "command line"
+    )
+    found = deviations(values, reference, reasons)
+    hours, usual = audio_hours(values), audio_hours(reference.values)
+    ratio = "the same" if hours == usual else f"{hours / usual:.3g} times as much"
+    lines = [
+        f"{path} compared with {name}: {len(found)} deviation{'s' * (len(found) != 1)}",
+        f"audio per step: {hours:.3g} h at most; {name} {usual:.3g} h: {ratio}",
+        *learning_rate_warning(values, reference),
+    ]
+    width = max((len(d.key) for d in found), default=0)
+    return lines + [f"  {d.key:<{width}}  {d.text} [{d.reason}]" for d in found]
+
+
+def nearest(values: dict[str, Any], known: dict[str, Reference]) -> str:
+    """The name of the reference from which the fewest values deviate; of equals the first."""
+    return min(known, key=lambda name: len(deviations(values, known[name], {})))
+
+
+def deviations(
+    values: dict[str, Any], reference: Reference, reasons: dict[str, str]
+) -> list[Deviation]:
+    """Where `values` (by dotted key) differ from any source of the reference, in their order.
+
+    The reason is ours where the sources differ and the value is one of theirs, else the one in
+    `reasons`, else that it is the default.
+    """
+    # What no key sets, such as a limit that we do not have, is as the paper says
+    unset = {k: d["paper"] for k, d in reference.differences.items() if k not in values}
+    out = []
+    for key, value in {**values, **unset}.items():
+        split = reference.differences.get(key)
+        ours = reference.values.get(key, value)
+        sources = {reference.source: ours}
+        if split is not None:
+            names = {"paper": "paper", "released": "released file"}
+            sources = {names[k]: v for k, v in split.items() if k in names}
+        others = [f"{show(v)} ({source})" for source, v in sources.items() if v != value]
+        if not others:
+            continue
+        held = [f" ({source})" for source, v in sources.items() if v == value]
+        text = f"{show(value)}{''.join(held)} instead of {' or '.join(others)}"
+        reason = reasons.get(key, "default")
+        if split is not None and value in (ours, *sources.values()):
+            reason = split["reason"]
+        out.append(Deviation(key, text, reason))
+    return out
+
+
+def audio_hours(values: dict[str, Any]) -> float:
+    """Hours of audio in one step, counted as the paper does: the most that the slots can hold."""
+    samples = values["data.virtual_world_size"] * values["data.max_samples_per_slot"]
+    return float(samples) / SAMPLE_RATE / 3600
+
+
+def learning_rate_warning(values: dict[str, Any], reference: Reference) -> list[str]:
+    """One line, or none: the batch is at most a quarter of the reference's, and the learning rate
+    at least twice what the square root of that leaves of the reference's."""
+    ratio = audio_hours(values) / audio_hours(reference.values)
+    rate = values["schedule.peak_lr"]
+    scaled = reference.values["schedule.peak_lr"] * math.sqrt(ratio)
+    if ratio > 1 / MUCH or rate < scaled * math.sqrt(MUCH) * (1 - 1e-9):
+        return []
+    slots = math.ceil(values["data.virtual_world_size"] / ratio)
+    text = (
+        f"WARNING: schedule.peak_lr {show(rate)} belongs to a much larger batch, and the model "
+        f"may not learn with it: set data.virtual_world_size={slots} (the batch of "
+        f"{reference.name}; slots cost time, not memory) or schedule.peak_lr={show(scaled, 2)} "
+        f"(scaled with the square root of the batch)"
+    )
+    if values["model.embed_dim"] < reference.values["model.embed_dim"]:
+        text += "; a model as small as this one may bear more"
+    return [text]
+
+
+def written_reasons(path: str | Path) -> dict[str, str]:
+    """Dotted key -> the comment on its line of the YAML file, or the file's name where there is
+    none; a file's `base:` is read first."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    inherited: dict[str, str] = {}
+    own: dict[str, str] = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(value, yaml.MappingNode):
+                walk(value, f"{prefix}{key.value}.")
+            elif prefix + key.value == "base":
+                inherited.update(written_reasons(path.parent / value.value))
+            else:
+                rest = lines[key.start_mark.line][key.end_mark.column :]
+                own[prefix + key.value] = rest.partition(" #")[2].strip() or path.name
+
+    walk(yaml.compose("\n".join(lines)), "")
+    return inherited | own
+
+
+def show(value: Any, digits: int = 6) -> str:
+    """A value as the paper prints it: 400,000, 3e-4, 0.65, [10, 3]."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.{digits}g}"
