@@ -142,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("runs", nargs="+", help="run folders")
     p.add_argument("--output", help="file (default: RUN/report.html of the first run)")
+    p = add(
+        "status",
+        "Print state, progress, speed and lost time of a run that trains, ended or died.",
+        "w2v2dist status runs/base_ls960",
+    )
+    p.add_argument("run", help="run folder")
     return parser
 
 
@@ -189,6 +195,10 @@ def main(argv: list[str] | None = None) -> int:
             console.print(
                 f"wrote {write_report(runs, Path(args.output or runs[0] / 'report.html'))}"
             )
+        elif args.command == "status":
+            from w2v2dist.status import format_status, read_status
+
+            print(format_status(read_status(args.run)))
     except (ValueError, CheckpointError, FileNotFoundError, FloatingPointError) as error:
         print(f"w2v2dist: {error}", file=sys.stderr)
         return 2

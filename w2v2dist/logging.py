@@ -53,7 +53,7 @@ class RunLogger:
         """Append a record (it has `step`) to metrics.jsonl and its numbers to TensorBoard."""
         if not self.enabled:
             return
-        append_jsonl(self.run_dir / "metrics.jsonl", record)
+        append_jsonl(self.run_dir / "metrics.jsonl", {**record, "time": round(time.time(), 3)})
         assert self._board is not None
         for key, value in record.items():
             if key != "step" and isinstance(value, (int, float)):

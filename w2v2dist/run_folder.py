@@ -74,6 +74,20 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def holder(run_dir: Path) -> str:
+    """The process that holds a run folder, "" where none does. Not for the holder itself: with
+    POSIX locks, closing the file would let go."""
+    try:
+        with (run_dir / "lock").open("r+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return file.read().strip()
+    except OSError:  # no lock, or no permission to ask
+        pass
+    return ""
+
+
 def prepare_run_folder(config: Any, fingerprint: str) -> None:
     """Write config.yaml and environment.json of a new run; refuse a changed configuration of an old
     one."""

@@ -17,6 +17,7 @@ from tests.distributed.processes import event, finish, losses, samples, start, t
 from w2v2dist.cli import main
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.logging import read_jsonl
+from w2v2dist.status import read_status
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -164,9 +165,11 @@ def test_two_trainings_cannot_share_a_run_folder(shards: Path, tmp_path: Path) -
         wait_for_start(first, 1)
         assert f"in use by process {first.pid} on {platform.node()}" in fail(config)
         assert first.poll() is None
+        assert read_status(tmp_path / "run")["state"] == "running"
         count = len(read_jsonl(events))
         first.kill()  # leaves nothing behind that a person has to clean up
         finish([first])
+        assert read_status(tmp_path / "run")["state"] == "stopped"
         third = start(config, 1)[0]
         try:
             wait_for_start(third, count + 1)

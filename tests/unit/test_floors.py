@@ -17,7 +17,7 @@ model data decode metrics interop
 engine
 checkpoint run_folder
 loop
-pretrain finetune language_model unsupervised report paper
+pretrain finetune language_model unsupervised report paper status
 evaluate export plan
 cli
 cluster local

@@ -1,0 +1,93 @@
+"""The status of a run is what its logs add up to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from w2v2dist.cli import main
+from w2v2dist.status import read_status
+
+
+def record(step: int, time: float, **values: Any) -> dict[str, Any]:
+    """Ten steps in 20 s on half an hour of audio."""
+    common = {"loss": 7.0, "audio_hours": 0.5, "seconds": 20.0, "data_wait_seconds": 1.0}
+    return {"step": step, "time": time, **common, **values}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """20 steps on 4 processes, saved after 10, killed; from 10 on to 40 on 2."""
+    (tmp_path / "config.yaml").write_text("task: pretrain\nloop: {max_steps: 100}\n")
+    metrics = [
+        record(10, 120.0),
+        record(20, 140.0),
+        {"step": 20, "time": 141.0, "valid/contrastive_loss": 5.5},
+        record(20, 220.0),
+        record(30, 240.0),
+        record(40, 260.0, loss=6.0),
+    ]
+    events = [
+        {"event": "start", "time": 100.0, "world_size": 4},
+        {"event": "saved", "time": 121.0, "step": 10, "seconds": 1.0, "best": False},
+        {"event": "resumed", "time": 200.0, "step": 10, "old_world_size": 4, "new_world_size": 2},
+        {"event": "sample_skipped", "time": 205.0, "step": 12, "new": 1, "total": 3},
+        {"event": "saved", "time": 262.0, "step": 40, "seconds": 2.5, "best": False},
+    ]
+    for name, records in (("metrics", metrics), ("events", events)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    for step in (10, 40):
+        (tmp_path / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+    return tmp_path
+
+
+def test_what_a_dead_run_says(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = read_status(run)
+    expected = {
+        "state": "stopped",
+        "step": 40,
+        "max_steps": 100,
+        "seconds_per_step": 2.0,
+        "seconds_left": 120.0,
+        "audio_hours": 2.0,  # the steps trained twice count once
+        "audio_hours_per_second": 0.025,
+        "data_wait": 0.05,
+        "attempts": 2,
+        "world_sizes": [4, 2],
+        "checkpoint_step": 40,
+        "saving_seconds": 3.5,
+        "restart_seconds": 59.0,  # from the validation at 141 s
+        "repeated_steps": 10,
+        "skipped_utterances": 3,
+        "last_sign_of_life": 262.0,
+    }
+    assert {k: status[k] for k in expected} == expected
+    assert status["metrics"] == {"loss": 6.0, "valid/contrastive_loss": 5.5}
+    assert main(["status", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "40 of 100 (40.0 %)" in shown
+    assert "2, on 4 → 2 processes" in shown
+    assert "0:00:59 to restarts, 10 steps trained again" in shown
+
+
+@pytest.mark.parametrize(("event", "state"), [("finished", "finished"), ("preempted", "preempted")])
+def test_how_it_ended(run: Path, event: str, state: str) -> None:
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": event, "time": 270.0, "step": 40}) + "\n")
+    assert read_status(run)["state"] == state
+
+
+def test_a_run_that_has_not_begun(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("metrics", "events"):
+        (run / f"{name}.jsonl").unlink()
+    assert read_status(run)["state"] == "new"
+    assert main(["status", str(run)]) == 0
+    assert "0 of 100" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 2
+    assert "is no run folder: it has no config.yaml" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""What became of a run: its state, progress, speed and lost time, read from the run folder alone.
+
+Works while the run trains, on any machine that sees the folder, and after it died.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from w2v2dist.config import ConfigError, read_yaml
+from w2v2dist.logging import read_jsonl
+from w2v2dist.run_folder import holder
+
+RECENT = 10  # logged intervals that speeds are averaged over
+METRICS = ("loss", "contrastive_loss", "accuracy", "code_perplexity")
+VALID = ("valid/contrastive_loss", "valid/wer")
+
+
+def read_status(run_dir: str | Path) -> dict[str, Any]:
+    """Everything that `w2v2dist status` shows; times in seconds, audio in hours, None: not known.
+
+    `state` is running, finished, preempted (saved, to be continued), stopped (ended without saying
+    why) or new. Raises ConfigError where the folder holds no run.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").exists():
+        raise ConfigError(f"{run_dir} is no run folder: it has no config.yaml")
+    records = read_jsonl(run_dir / "metrics.jsonl")
+    events = read_jsonl(run_dir / "events.jsonl")
+    training = [r for r in records if "seconds" in r]
+    starts = [e for e in events if e["event"] in ("start", "resumed")]
+    sizes = [e.get("world_size", e.get("new_world_size")) for e in starts]
+    recent = training[-RECENT:]
+    seconds = sum(r["seconds"] for r in recent)
+    per_step = _seconds_per_step(training)
+    step, max_steps = (
+        _last_step(training),
+        int(read_yaml(run_dir / "config.yaml")["loop"]["max_steps"]),
+    )
+    saved = [int(p.name.removeprefix("step_")) for p in run_dir.glob("checkpoints/step_*")]
+    held_by = holder(run_dir)
+    return {
+        "state": "running" if held_by else _end(events),
+        "process": held_by or None,
+        "step": step,
+        "max_steps": max_steps,
+        "seconds_per_step": per_step,
+        "seconds_left": None if per_step is None else (max_steps - step) * per_step,
+        "audio_hours": sum(r["audio_hours"] for r in _kept(training)),
+        "audio_hours_per_second": sum(r["audio_hours"] for r in recent) / seconds
+        if seconds
+        else None,
+        "data_wait": sum(r["data_wait_seconds"] for r in recent) / seconds if seconds else None,
+        "attempts": len(starts),
+        "world_sizes": [size for size, _ in itertools.groupby(sizes)],
+        "checkpoint_step": max(saved, default=None),
+        "saving_seconds": sum(e["seconds"] for e in events if e["event"] == "saved"),
+        "restart_seconds": _restart_seconds([*records, *events]),
+        "repeated_steps": _repeated_steps(training, starts),
+        "skipped_utterances": max(
+            (e["total"] for e in events if e["event"] == "sample_skipped"), default=0
+        ),
+        "stalled_processes": sum(1 for p in run_dir.glob("logs/stacks-*.txt") if p.stat().st_size),
+        "last_sign_of_life": max(
+            (r["time"] for r in (*records, *events) if "time" in r), default=None
+        ),
+        "metrics": {k: r[k] for r in records for k in (*METRICS, *VALID) if k in r},
+    }
+
+
+def _end(events: list[dict[str, Any]]) -> str:
+    """The state of a run that no process holds."""
+    known = {"start": "stopped", "resumed": "stopped", "finished": "finished"}
+    known["preempted"] = "preempted"
+    states = [known[e["event"]] for e in events if e["event"] in known]
+    return states[-1] if states else "new"
+
+
+def _last_step(training: list[dict[str, Any]]) -> int:
+    return int(training[-1]["step"]) if training else 0
+
+
+def _seconds_per_step(training: list[dict[str, Any]]) -> float | None:
+    """Median over the last logged intervals that follow one another."""
+    pairs = itertools.pairwise(training[-RECENT - 1 :])
+    steps = [r["seconds"] / (r["step"] - a["step"]) for a, r in pairs if r["step"] > a["step"]]
+    if not steps and training:
+        steps = [training[0]["seconds"] / training[0]["step"]]
+    return statistics.median(steps) if steps else None
+
+
+def _kept(training: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that count: of a step that was trained twice, the later one."""
+    return list({r["step"]: r for r in training}.values())
+
+
+def _restart_seconds(entries: list[dict[str, Any]]) -> float:
+    """From the last sign of life before each resumption to the resumption."""
+    times = [r["time"] for r in entries if "time" in r]
+    lost = 0.0
+    for resumed in (e for e in entries if e.get("event") == "resumed"):
+        before = [t for t in times if t < resumed["time"]]
+        lost += resumed["time"] - max(before, default=resumed["time"])
+    return lost
+
+
+def _repeated_steps(training: list[dict[str, Any]], starts: list[dict[str, Any]]) -> int:
+    """Steps that were trained again after a resumption from before them."""
+    repeated = 0
+    for start in starts:
+        before = [r["step"] for r in training if r.get("time", 0) < start["time"]]
+        repeated += max(0, max(before, default=0) - start.get("step", 0))
+    return repeated
+
+
+def format_status(status: dict[str, Any]) -> str:
+    """The status as lines of text for a person."""
+
+    def duration(seconds: float | None) -> str:
+        return "not known" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+    s = status
+    share = 100 * s["step"] / s["max_steps"]
+    lines = {"state": s["state"] + (f" ({s['process']})" if s["process"] else "")}
+    lines["step"] = f"{s['step']:,} of {s['max_steps']:,} ({share:.1f} %)"
+    if s["seconds_per_step"] is not None:
+        lines["speed"] = (
+            f"{s['seconds_per_step']:.3g} s a step, {s['audio_hours_per_second']:.3g} h of audio a "
+            f"second, {100 * s['data_wait']:.1f} % of the time waiting for data"
+        )
+        lines["trained on"] = f"{s['audio_hours']:,.2f} h of audio"
+    if s["state"] not in ("finished", "new"):
+        lines["left"] = f"{duration(s['seconds_left'])} at this speed"
+        if s["state"] == "running" and s["seconds_left"] is not None:
+            lines["left"] += f", until {time.ctime(time.time() + s['seconds_left'])}"
+    sizes = " → ".join(str(size) for size in s["world_sizes"])
+    lines["attempts"] = f"{s['attempts']}, on {sizes} processes" if sizes else "none"
+    lines["lost"] = (
+        f"{duration(s['restart_seconds'])} to restarts, {s['repeated_steps']} steps trained again, "
+        f"{duration(s['saving_seconds'])} to saving"
+    )
+    newest = s["checkpoint_step"]
+    lines["checkpoint"] = "none" if newest is None else f"step {newest:,}"
+    lines["skipped"] = f"{s['skipped_utterances']} utterances"
+    if s["stalled_processes"]:
+        lines["stalled"] = f"{s['stalled_processes']} processes (logs/stacks-*.txt)"
+    if s["last_sign_of_life"] is not None:
+        ago = duration(time.time() - s["last_sign_of_life"])
+        lines["last sign"] = f"{time.ctime(s['last_sign_of_life'])} ({ago} ago)"
+    lines["metrics"] = "  ".join(f"{k} {v:.4g}" for k, v in s["metrics"].items() if v is not None)
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
