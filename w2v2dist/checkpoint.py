@@ -318,8 +318,8 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
 
 
 def write_parameters(root: Path, values: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write parameters alone as the step folder of step 0 in `root`, which `latest` then names, in
-    one process: what `read_parameters` reads, with nothing to resume from."""
+    """Write parameters alone as the step folder of step 0 in `root`, which `latest` and `best` then
+    name, in one process: what `read_parameters` reads, with nothing to resume from."""
     folder = root / "step_00000000"
     state = {f"fp32/{name}": value.detach().float().flatten() for name, value in values.items()}
     with warnings.catch_warnings():
@@ -327,7 +327,8 @@ def write_parameters(root: Path, values: dict[str, Tensor], meta: dict[str, Any]
         state_dict_saver.save(state, checkpoint_id=folder, no_dist=True)
     record = json.dumps({**meta, "step": 0, "world_size": 1, "optimizer": []}, indent=1)
     (folder / "meta.json").write_text(record, encoding="utf-8")
-    point(root, "latest", folder)
+    for name in ("latest", "best"):
+        point(root, name, folder)
     return folder
 
 

@@ -35,6 +35,11 @@ def test_a_run_is_exported_to_every_library(shards: Path, tmp_path: Path, zero_s
         state = model.state_dict()
         assert state.keys() == values.keys()
         assert all(torch.equal(state[n].flatten(), values[n]) for n in state)
+    imported = tmp_path / "imported"
+    arguments = ["import", str(tmp_path / "huggingface"), "--output", str(imported)]
+    assert main([*arguments, "--task", "finetune"]) == 0
+    assert main(["evaluate", str(imported), "--data", str(shards)]) == 0
+    assert len((imported / "hypotheses.tsv").read_text().splitlines()) > 60
     theirs = torchaudio.models.wav2vec2_model(
         **json.loads((tmp_path / "torchaudio.json").read_text())
     ).eval()

@@ -276,7 +276,7 @@ def test_old_fairseq_files(tmp_path: Path) -> None:
     assert foreign.normalize
     assert foreign.config == dataclasses.replace(LAYER, final_dim=32)  # 0 means embed_dim
     assert_same_bits(model, load_fairseq(tmp_path / "old.pt", LAYER))
-    for text in ("[(16, 10, 5)] * 10 ** 9", "__import__('os').getcwd()", "[(16, 10, 5)"):
+    for text in ("[(16, 10, 5)] * 1000", "__import__('os').getcwd()", "[(16, 10, 5)"):
         old_file(tmp_path / "bad.pt", conv_feature_layers=text)
         with pytest.raises(ValueError, match=r"bad\.pt cannot be used"):
             load_fairseq(tmp_path / "bad.pt")
@@ -343,7 +343,13 @@ def test_misfits_are_listed(tmp_path: Path) -> None:
 
 
 class Stranger:
-    """Not plain data: torch must not read it unasked."""
+    """Not plain data: whoever reads it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
 
 
 def test_unreadable_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,12 +374,14 @@ def test_unreadable_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "is not a fairseq checkpoint: it has no weights under 'model'" in refused(str(path))
     path.write_bytes(whole)
     content = torch.load(path, weights_only=True)
-    torch.save(content | {"task_state": Stranger()}, path)
+    torch.save(content | {"task_state": Stranger(tmp_path / "made")}, path)
     message = refused(str(path))
-    assert "Stranger" in message
+    assert "mkdir" in message
     assert "run code" in message
     assert "--trust-pickle" in message
+    assert not (tmp_path / "made").exists()
     assert main(["import", str(path), "--output", str(out), "--trust-pickle"]) == 0
+    assert (tmp_path / "made").exists()
     save_huggingface(model, tmp_path / "hf")
     weights = tmp_path / "hf" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -414,7 +422,7 @@ def test_importing_a_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["import", source, "--output", output]) == 2
     error = capsys.readouterr().err
     assert "is a model fine-tuned with CTC where a pre-trained model is needed (missing:" in error
-    assert "quantizer.vars" in error
+    assert " quantizer.vars," in error
     assert "unexpected: w2v_encoder.proj.bias, w2v_encoder.proj.weight" in error
     assert main(["import", source, "--output", output, "--task", "finetune"]) == 0
     config = load_config(FinetuneConfig, Path(output) / "config.yaml")

@@ -149,8 +149,10 @@ def read_huggingface(source: str | Path, trust_pickle: bool = False) -> ForeignC
             weights = load_file(folder / "model.safetensors")
         except SafetensorError as error:
             raise _damaged(folder / "model.safetensors", error) from None
-    else:
+    elif (folder / "pytorch_model.bin").exists():
         weights = _unpickle(folder / "pytorch_model.bin", trust_pickle)
+    else:
+        raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
     optional = [folder / "vocab.json", folder / "preprocessor_config.json"]
     ids, processing = (_read_json(path) if path.exists() else {} for path in optional)
     alphabets = [n for n in ("letters", "phones") if ids == tokenizer(n).ids]

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from w2v2dist.config import from_dict
 from w2v2dist.model import Wav2Vec2Config
-from w2v2dist.schedules import TemperatureConfig
 
 Library = Literal["fairseq", "huggingface", "torchaudio"]
 _COLUMNS = {"ours": 0, "fairseq": 1, "huggingface": 2, "torchaudio": 3}
@@ -146,7 +146,8 @@ def fairseq_name(name: str) -> str:
 
 
 def their_name(name: str, library: Library, config: Wav2Vec2Config, ctc: bool) -> str | None:
-    """The name of our parameter in the library's files; None where it has no such parameter."""
+    """The name of our parameter in the library's files, `ctc` those of a fine-tuned model; None
+    where it has no such parameter."""
     theirs = _translate(name, "ours", library)
     if theirs is None:
         return None
@@ -157,10 +158,9 @@ def their_name(name: str, library: Library, config: Wav2Vec2Config, ctc: bool) -
         theirs = re.sub(r"^(feature_extractor\.conv_layers\.\d+\.2\.)", r"\g<1>1.", theirs)
     if config.quantize_inputs:
         theirs = theirs.replace("post_extract_proj.", "project_inp.")
-    if not ctc:
-        return theirs
-    body = "w2v_model." if name.startswith("encoder.") else ""
-    return f"w2v_encoder.{body}{theirs}"
+    if ctc and name.startswith("encoder."):
+        return f"w2v_encoder.w2v_model.{theirs}"
+    return f"w2v_encoder.{theirs}" if name.startswith("token_projection.") else theirs
 
 
 def their_settings(config: Wav2Vec2Config, library: Library) -> dict[str, Any]:
@@ -203,23 +203,23 @@ def our_config(settings: Mapping[str, Any], library: Library, source: str) -> Wa
     try:
         if library == "fairseq":
             layers = _literal(settings["conv_feature_layers"])
-            start, floor, decay = _literal(settings.get("latent_temp", [2, 0.5, 0.999995]))
-            values["temperature"] = TemperatureConfig(start=start, floor=floor, decay=decay)
+            temperature = _literal(settings.get("latent_temp", [2, 0.5, 0.999995]))
+            names = ("start", "floor", "decay")
+            values["temperature"] = dict(zip(names, temperature, strict=True))
             values["final_dim"] = values.get("final_dim") or values["embed_dim"]
             values = {"quantize_targets": False, **values}
         elif library == "huggingface":
             names = ("conv_dim", "conv_kernel", "conv_stride")
-            layers = list(zip(*(settings[name] for name in names), strict=True))
+            layers = zip(*(settings[name] for name in names), strict=True)
         else:
             layers = settings["extractor_conv_layer_config"]
-        values["extractor_norm"] = {v: k for k, v in norms.items()}[settings[key]]
         widths, kernels, strides = zip(*layers, strict=True)
         if len(set(widths)) > 1:
-            raise ValueError(f"its convolutions have several widths {widths}, ours one")
-        return Wav2Vec2Config(
-            conv_channels=widths[0], conv_kernels=kernels, conv_strides=strides, **values
-        )
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            raise ValueError(f"its convolutions have the widths {widths}, ours are all of one")
+        values |= {"conv_channels": widths[0], "conv_kernels": kernels, "conv_strides": strides}
+        values["extractor_norm"] = {v: k for k, v in norms.items()}[settings[key]]
+        return from_dict(Wav2Vec2Config, values)
+    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError) as error:
         why = f"no usable {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"the configuration in {source} cannot be used: {why}") from None
 
@@ -235,8 +235,9 @@ def _literal(value: Any) -> Any:
                 return [read(item) for item in node.elts]
             case ast.BinOp(op=ast.Add()):
                 return read(node.left) + read(node.right)
-            case ast.BinOp(op=ast.Mult(), right=ast.Constant(value=int(times))) if times < 100:
-                return read(node.left) * times
+            case ast.BinOp(left=ast.List(elts=items), op=ast.Mult(), right=right):
+                if (times := read(right)) < 100:
+                    return [read(item) for item in items] * times
         raise ValueError(f"{value!r} is not a list of numbers")
 
     return read(ast.parse(value, mode="eval").body) if isinstance(value, str) else value
