@@ -228,14 +228,17 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "import":
             from w2v2dist.export import import_checkpoint
 
-            import_checkpoint(
+            normalize = import_checkpoint(
                 args.source,
                 args.output,
                 task=args.task,
                 config_path=args.config,
                 trust_pickle=args.trust_pickle,
             )
-            console.print(f"wrote {args.output}: fine-tune it with pretrained={args.output}")
+            console.print(
+                f"wrote {args.output}: fine-tune it with pretrained={args.output} "
+                f"data.normalize={str(normalize).lower()}"
+            )
     except (ValueError, CheckpointError, FileNotFoundError, FloatingPointError) as error:
         print(f"w2v2dist: {error}", file=sys.stderr)
         return 2

@@ -47,9 +47,9 @@ def import_checkpoint(
     task: TaskName = "pretrain",
     config_path: str | None = None,
     trust_pickle: bool = False,
-) -> None:
+) -> bool:
     """Make the run folder `output`, which `pretrained:` of a fine-tuning accepts, from a fairseq
-    file or Hugging Face folder.
+    file or Hugging Face folder; returns its data.normalize, which the fine-tuning has to share.
 
     `config_path` is a YAML file whose `model:` (and data.normalize, data.tokens) replace what came
     with the weights. Raises FileNotFoundError, and ValueError where the checkpoint is not of
@@ -79,3 +79,4 @@ def import_checkpoint(
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
         (temporary / "checkpoints").mkdir()
         checkpoint.write_parameters(temporary / "checkpoints", model.state_dict(), meta)
+    return config.data.normalize

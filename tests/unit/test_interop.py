@@ -126,7 +126,12 @@ def test_torchaudio_logits_and_round_trip(tmp_path: Path, name: str) -> None:
         ours = model(waveforms, num_samples)
     assert frames.tolist() == ours.num_frames.tolist()
     assert_close(ours.logits, logits)
-    back = load_torchaudio(tmp_path / "out.pt")
+    (tmp_path / "out.pt.json").unlink()
+    with pytest.raises(ValueError, match=r"out\.pt carries no configuration"):
+        load_torchaudio(tmp_path / "out.pt")
+    with pytest.raises(ValueError, match=r"unexpected: encoder\.transformer\.layers\.1\."):
+        load_torchaudio(tmp_path / "out.pt", dataclasses.replace(CONFIGS[name], num_layers=1))
+    back = load_torchaudio(tmp_path / "out.pt", CONFIGS[name])
     assert not back.encoder.mask_embedding.any()
     back.encoder.mask_embedding.data.copy_(model.encoder.mask_embedding)
     assert_same_bits(model, back)
@@ -400,6 +405,7 @@ def test_imported_models_are_fine_tuned(
     assert main(["import", source, "--output", output, "--task", "finetune"]) == 2
     assert "a pre-trained model where a model fine-tuned" in capsys.readouterr().err
     assert main(["import", source, "--output", output]) == 0
+    assert "data.normalize=true" in capsys.readouterr().out.replace("\n", " ")
     started = make(LAYER, ctc=True)
     nn.init.zeros_(started.encoder.feature_projection.weight)
     load_pretrained(started, output, "letters")

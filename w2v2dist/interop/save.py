@@ -128,7 +128,7 @@ def save_torchaudio(model: Model, path: str | Path) -> None:
         outputs = model.token_projection.out_features
     arguments = {**their_settings(model.config, "torchaudio"), "aux_num_out": outputs}
     state = _their_state(model, "torchaudio")
-    with replacing(path.with_name(path.name + ".json")) as beside, replacing(path) as temporary:
+    with replacing(path) as temporary, replacing(path.with_name(path.name + ".json")) as beside:
         beside.write_text(json.dumps(arguments, indent=2), encoding="utf-8")
         torch.save(state, temporary)
 
@@ -140,7 +140,8 @@ def _their_state(model: Model, library: Library) -> dict[str, Tensor]:
         theirs = their_name(name, library, model.config, ctc)
         if theirs is not None:
             shape = (1, -1, tensor.shape[-1]) if name.endswith("codebooks") else tensor.shape
-            out[theirs] = tensor.detach().float().cpu().contiguous().view(shape)
+            copy = tensor.detach().to("cpu", torch.float32, copy=True)  # a view drags its storage
+            out[theirs] = copy.contiguous().view(shape)
         elif library != "torchaudio" or "input_quantizer" in name:
             homeless.append(name)
     if homeless:
