@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from w2v2dist import checkpoint
 from w2v2dist.cli import main
-from w2v2dist.config import load_config
+from w2v2dist.config import ConfigError, load_config
 from w2v2dist.data.text import tokenizer
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.finetune import FinetuneConfig, load_pretrained
@@ -408,6 +408,8 @@ def test_imported_models_are_fine_tuned(
     assert "data.normalize=true" in capsys.readouterr().out.replace("\n", " ")
     started = make(LAYER, ctc=True)
     nn.init.zeros_(started.encoder.feature_projection.weight)
+    with pytest.raises(ConfigError, match=f"w2v2dist import {source} --output DIR"):
+        load_pretrained(started, source, "letters")
     load_pretrained(started, output, "letters")
     assert_same_bits(model.encoder, started.encoder)
     saved = checkpoint.read_meta(checkpoint.find(Path(output)))["config"]
