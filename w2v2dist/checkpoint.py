@@ -317,6 +317,21 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
     return {name.split("/", 1)[1]: value for name, value in state.items()}
 
 
+def write_parameters(root: Path, values: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    """Write parameters alone as the step folder of step 0 in `root`, which `latest` and `best` then
+    name, in one process: what `read_parameters` reads, with nothing to resume from."""
+    folder = root / "step_00000000"
+    state = {f"fp32/{name}": value.detach().float().flatten() for name, value in values.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is")
+        state_dict_saver.save(state, checkpoint_id=folder, no_dist=True)
+    record = json.dumps({**meta, "step": 0, "world_size": 1, "optimizer": []}, indent=1)
+    (folder / "meta.json").write_text(record, encoding="utf-8")
+    for name in ("latest", "best"):
+        point(root, name, folder)
+    return folder
+
+
 def load_into(module: nn.Module, values: dict[str, Tensor], source: str, prefix: str = "") -> None:
     """Copy the values whose names start with `prefix` into `module`; every tensor of `module` whose
     name starts with it must be there, with as many elements. Raises CheckpointError that lists what

@@ -1,4 +1,5 @@
-"""The console script: w2v2dist train | batches | paper | evaluate | report."""
+"""The console script: w2v2dist train | batches | paper | evaluate | status | report | export |
+import."""
 
 from __future__ import annotations
 
@@ -148,6 +149,51 @@ def _parser() -> argparse.ArgumentParser:
         "w2v2dist status runs/base_ls960",
     )
     p.add_argument("run", help="run folder")
+    p = add(
+        "export",
+        "Write a run's model for another library; a run of any ZeRO stage, no GPU needed.",
+        "w2v2dist export runs/base_10h --format huggingface --output exported/base_10h\n\n"
+        "formats:\n"
+        "  fairseq      PATH is a .pt file with fairseq's keys and configuration\n"
+        "  huggingface  PATH is a folder for Wav2Vec2ForCTC (or Wav2Vec2ForPreTraining) and\n"
+        "               Wav2Vec2Processor.from_pretrained\n"
+        "  torchaudio   PATH is a state dict for torchaudio.models.wav2vec2_model, whose\n"
+        "               arguments are in PATH.json; of a pre-training run the body alone",
+    )
+    p.add_argument("run", help="run folder, or one of its checkpoints/step_* folders")
+    p.add_argument(
+        "--format", required=True, choices=["fairseq", "huggingface", "torchaudio"], help="below"
+    )
+    p.add_argument("--output", required=True, metavar="PATH", help="what is written; must be new")
+    p.add_argument(
+        "--checkpoint", choices=["best", "latest"], help="which one (default: best, else latest)"
+    )
+    p = add(
+        "import",
+        "Make a run folder from a checkpoint of fairseq or Hugging Face, to be fine-tuned.",
+        "w2v2dist import wav2vec_small.pt --output runs/imported_base\n"
+        "  w2v2dist train configs/finetune/base_10h.yaml pretrained=runs/imported_base",
+    )
+    p.add_argument(
+        "source", help=".pt of fairseq, or folder of Hugging Face (config.json, model.safetensors)"
+    )
+    p.add_argument("--output", required=True, metavar="DIR", help="run folder to make; must be new")
+    p.add_argument(
+        "--task",
+        choices=["pretrain", "finetune"],
+        default="pretrain",
+        help="what the checkpoint has to be; finetune: a CTC model on letters or phones, which "
+        "`w2v2dist evaluate` reads too (default: pretrain)",
+    )
+    p.add_argument(
+        "--config", help="YAML file whose model: replaces the configuration in the checkpoint"
+    )
+    p.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="read files that hold more than data. This runs code that came with the file: only "
+        "for files from people you trust",
+    )
     return parser
 
 
@@ -199,6 +245,25 @@ def main(argv: list[str] | None = None) -> int:
             from w2v2dist.status import format_status, read_status
 
             print(format_status(read_status(args.run)))
+        elif args.command == "export":
+            from w2v2dist.export import export_run
+
+            source = export_run(args.run, args.format, args.output, args.checkpoint)
+            console.print(f"wrote {args.output} from {source}")
+        elif args.command == "import":
+            from w2v2dist.export import import_checkpoint
+
+            normalize = import_checkpoint(
+                args.source,
+                args.output,
+                task=args.task,
+                config_path=args.config,
+                trust_pickle=args.trust_pickle,
+            )
+            console.print(
+                f"wrote {args.output}: fine-tune it with pretrained={args.output} "
+                f"data.normalize={str(normalize).lower()}"
+            )
     except (ValueError, CheckpointError, FileNotFoundError, FloatingPointError) as error:
         print(f"w2v2dist: {error}", file=sys.stderr)
         return 2

@@ -183,8 +183,8 @@ def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:
     `model`.
 
     Of a pre-training that is the encoder; a fine-tuning on the same tokens is continued, output
-    layer included. Raises ConfigError where the source does not exist, CheckpointError where its
-    model is another.
+    layer included. Raises ConfigError where the source does not exist or is of another library,
+    CheckpointError where its model is another.
     """
     path = Path(source)
     if not path.exists():
@@ -192,6 +192,11 @@ def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:
             f"pretrained is {source!r}, which does not exist: give the run folder of a "
             f"pre-training, or "
             "pretrained=null to train from random weights"
+        )
+    if path.is_file() or (path / "config.json").exists():
+        raise ConfigError(
+            f"pretrained is {source!r}, which is no run folder: if it is of fairseq or Hugging "
+            f"Face, run `w2v2dist import {source} --output DIR` and give DIR"
         )
     best = (path / "checkpoints" / "best").exists()
     folder = checkpoint.find(path, "best" if best else "latest")

@@ -24,8 +24,8 @@ cluster local
 launch shards
 """
 FLOOR = {name: i for i, line in enumerate(FLOORS.split("\n")) for name in line.split()}
-# Reading weights of other projects needs the model, which stands beside it
-ALLOWED = {("interop", "model")}
+# Converting for other libraries needs the model and its alphabet, which stand beside it
+ALLOWED = {("interop", "model"), ("interop", "data")}
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}, "submitit": {"cluster"}}
 SOURCES = sorted(p for d in ("w2v2dist", "launch", "shards") for p in (ROOT / d).rglob("*.py"))
 

@@ -38,7 +38,7 @@ class _Tokenizer:
 
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.tokens: tuple[str, ...] = (*SPECIAL, *alphabet)
-        self._ids = {token: i for i, token in enumerate(self.tokens)}
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
 
     @property
     def num_tokens(self) -> int:
@@ -61,12 +61,12 @@ class LetterTokenizer(_Tokenizer):
         """Text of any case to ids. Raises ValueError naming a character outside the alphabet."""
         words = "|".join(text.upper().split())
         for char in words:
-            if char not in self._ids:
+            if char not in self.ids:
                 raise ValueError(
                     f"label {text!r} holds {char!r}, which is not in the alphabet (A-Z, apostrophe "
                     "and space): spell it in words, or build the shards with --clean-text"
                 )
-        return [self._ids[char] for char in words]
+        return [self.ids[char] for char in words]
 
     def decode(self, ids: Iterable[int], collapse: bool = True) -> str:
         """Ids to text; `collapse` for a frame-by-frame CTC path, False for labels."""
@@ -88,7 +88,7 @@ class PhoneTokenizer(_Tokenizer):
                     f"label {text!r} holds {phone!r}, which is not a TIMIT phone: use TIMIT's 61 "
                     "symbols or their 39 classes, or set data.tokens=letters"
                 )
-        return [self._ids[FOLD[phone]] for phone in phones]
+        return [self.ids[FOLD[phone]] for phone in phones]
 
     def decode(self, ids: Iterable[int], collapse: bool = True) -> str:
         """Ids to phones separated by spaces; `collapse` for a CTC path, False for labels."""
