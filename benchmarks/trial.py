@@ -5,9 +5,9 @@ weights.
 
 FOLDER holds SET/SPLIT/SPEAKER/... in LibriSpeech's and TIMIT's layouts, with a set `digits` whose
 chapters 1 and 3 are strings of five digits and 2 and 4 single digits. For each seed: pre-training
-on every `train` and `unlabelled` split; fine-tuning on single digits, then on strings and single
-digits together, once from the pre-trained and once from random weights with the same budget; error
-rates on the unseen test speaker. Finished runs are kept: run it again to continue.
+on every `train` and `unlabelled` split; fine-tuning on single digits, then on strings, once from
+the pre-trained and once from random weights with the same budget; error rates on the unseen test
+speaker. Finished runs are kept: run it again to continue.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from w2v2dist.logging import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 CHANCE_BITS = math.log2(101)
@@ -29,15 +30,13 @@ CHANCE_BITS = math.log2(101)
 FIRST_ATTEMPT = {"single": 26.0, "strings": 30.0}
 
 
-def run(arguments: list[str], log: Path) -> float:
-    """Run a command with one CPU thread; returns its wall seconds. Raises CalledProcessError."""
+def run(arguments: list[str], log: Path) -> None:
+    """Run a command with one CPU thread. Raises CalledProcessError."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.perf_counter()
     with log.open("a") as file:
         subprocess.run(
             arguments, check=True, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
         )
-    return time.perf_counter() - started
 
 
 def build_shards(speech: Path, output: Path) -> None:
@@ -60,9 +59,7 @@ def train_once(config: str, output: Path, name: str, overrides: list[str]) -> Pa
     """Train a run (or continue it); returns its folder."""
     folder = output / "runs" / name
     command = [sys.executable, "-m", "w2v2dist.cli", "train", config, f"run_dir={folder}"]
-    seconds = run([*command, *overrides], output / f"{name}.log")
-    with (folder / "seconds.txt").open("a") as file:  # one line a start
-        file.write(f"{seconds:.0f}\n")
+    run([*command, *overrides], output / f"{name}.log")
     return folder
 
 
@@ -85,13 +82,12 @@ def one_start(arguments: argparse.Namespace, seed: int, start: str) -> dict[str,
         source, freeze_steps = str(folder), arguments.freeze_steps
     results: dict[str, dict[str, float]] = {}
     for stage, steps in (("single", arguments.single_steps), ("strings", arguments.string_steps)):
-        train = [shards / f"{name}_train" for name in ("single", "strings")]
         folder = train_once(
             "configs/tiny_finetune.yaml",
             output,
             f"{stage}_{start}_{seed}",
             [
-                f"data.train={train[0] if stage == 'single' else f'{train[0]},{train[1]}'}",
+                f"data.train={shards / f'{stage}_train'}",
                 f"data.valid={shards / f'{stage}_valid'}",
                 "data.virtual_world_size=1",
                 "loop.validate_every=250",
@@ -110,10 +106,9 @@ def one_start(arguments: argparse.Namespace, seed: int, start: str) -> dict[str,
     return results
 
 
-def last_valid(folder: Path) -> dict[str, float]:
-    """The last validation record of a run."""
-    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [x for x in lines if any(k.startswith("valid/") for k in x)][-1]
+def seconds(folder: Path) -> float:
+    """Wall time of a run's steps, without validation and saving."""
+    return sum(r.get("seconds", 0.0) for r in read_jsonl(folder / "metrics.jsonl"))
 
 
 def results_page(
@@ -133,21 +128,31 @@ def results_page(
     pretraining = []
     for seed in arguments.seeds:
         folder = arguments.output / "runs" / f"pretrain_{seed}"
-        valid = last_valid(folder)
+        records = read_jsonl(folder / "metrics.jsonl")
+        valid = [r for r in records if "valid/contrastive_loss" in r][-1]
         pretraining.append(
             f"| {seed} | {valid['valid/contrastive_loss']:.3f} | {valid['valid/accuracy']:.3f} | "
             f"{valid['valid/code_perplexity']:.1f} | "
-            f"{(folder / 'seconds.txt').read_text().strip()} |"
+            f"{seconds(folder):.0f} |"
         )
     verdict = []
     for stage, first in FIRST_ATTEMPT.items():
         pre, scratch = means[stage, "pretrained"], means[stage, "random"]
-        better = "better than" if pre < scratch else "NOT better than"
-        verdict.append(
-            f"- {stage}: {pre:.1f} % letter errors, {better} random weights at the same budget "
-            f"({scratch:.1f} %); "
-            f"the first attempt without pre-training had {first:.0f} %."
+        wins = sum(
+            results[seed, "pretrained"][stage]["cer"] < results[seed, "random"][stage]["cer"]
+            for seed in arguments.seeds
         )
+        verdict.append(
+            f"- {stage}: the pre-trained start has {pre:.1f} % letter errors, the random one "
+            f"{scratch:.1f} % with the same fine-tuning; better with {wins} of "
+            f"{len(arguments.seeds)} seeds. The first attempt, not pre-trained, had {first:.0f} %."
+        )
+    runs, first_seed = arguments.output / "runs", arguments.seeds[0]
+    budget = [
+        f"{start} {seconds(runs / f'{stage}_{start}_{first_seed}'):.0f}"
+        for stage in FIRST_ATTEMPT
+        for start in ("pretrained", "random")
+    ]
     return "\n".join(
         [
             "# Trial: pre-training on an hour of speech, fine-tuning on digits (CPU)",
@@ -173,6 +178,9 @@ def results_page(
             *rows,
             "",
             *verdict,
+            "",
+            f"Seconds of fine-tuning (seed {first_seed}; single, then strings): "
+            f"{', '.join(budget)}.",
             "",
         ]
     )

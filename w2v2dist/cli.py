@@ -209,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     user."""
     from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.logging import console
+    from w2v2dist.run_folder import InUseError
 
     args = _parse(argv)
     try:
@@ -264,7 +265,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"wrote {args.output}: fine-tune it with pretrained={args.output} "
                 f"data.normalize={str(normalize).lower()}"
             )
-    except (ValueError, CheckpointError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, CheckpointError, InUseError, OSError, FloatingPointError) as error:
+        training_failed = args.command == "train" and isinstance(error, OSError)
+        if training_failed and not isinstance(error, FileNotFoundError):
+            raise  # not a mistake of the user: where it happened matters
         print(f"w2v2dist: {error}", file=sys.stderr)
         return 2
     return 0

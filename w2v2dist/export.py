@@ -58,11 +58,16 @@ def import_checkpoint(
     read = read_huggingface if Path(source).is_dir() else read_fairseq
     foreign = read(source, trust_pickle)
     given = read_yaml(config_path) if config_path else {}
-    model = foreign.model(
-        from_dict(Wav2Vec2Config, given["model"], "model.") if given.get("model") else None, task
-    )
+    checked = from_dict(FinetuneConfig, {**given, "task": "finetune", "run_dir": output})
+    model = foreign.model(checked.model if given.get("model") else None, task)
     data: dict[str, Any] = {"normalize": foreign.normalize, "tokens": foreign.tokens}
-    data |= {key: value for key, value in (given.get("data") or {}).items() if key in data}
+    data |= {key: getattr(checked.data, key) for key in data if key in (given.get("data") or {})}
+    if data["normalize"] is None:
+        raise ConfigError(
+            f"{source} does not say whether its audio was normalised (preprocessor_config.json): "
+            "say so with --config, a YAML file with `data: {normalize: true}` (as models with "
+            "layer norm in the feature encoder have it) or false"
+        )
     if task == "finetune" and data["tokens"] is None:
         raise ConfigError(
             f"{source} is not known to be on letters or phones in the order of w2v2dist: if it is, "
@@ -73,7 +78,7 @@ def import_checkpoint(
     config = kind(run_dir=output, model=model.config, data=from_dict(DataConfig, known, "data."))
     values = {"task": task, **to_dict(config)}
     meta = {"version": __version__, "imported_from": source, "config": values}
-    with replacing(Path(output)) as temporary:
+    with replacing(Path(output), folder=True) as temporary:
         temporary.mkdir()
         text = yaml.safe_dump(values, sort_keys=False)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")

@@ -71,6 +71,7 @@ class FinetuneCollate:
             num_samples=num_samples,
             num_targets=float(len(rows.keys)),
             keys=rows.keys,
+            speeds=rows.speeds,
             starts=rows.starts,
             lengths=[len(w) for w in rows.waveforms],
             bad=rows.bad,

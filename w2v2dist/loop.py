@@ -41,7 +41,8 @@ class LoopConfig:
     log_samples: bool = False  # logs/samples-RANK.jsonl: what every step used
     num_threads: int = 0  # of a process on the CPU; 0 leaves the choice to torch
     timeout_s: int = 1800  # of a collective operation
-    stall_timeout_s: int = 1800  # a process without a step for so long ends; logs/stacks-* say why
+    # A process without progress for so long ends, and logs/stacks-* say where it was; 0: never
+    stall_timeout_s: int = 1800
 
     def __post_init__(self) -> None:
         for name in (
@@ -51,10 +52,11 @@ class LoopConfig:
             "save_every",
             "keep_last",
             "timeout_s",
-            "stall_timeout_s",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.stall_timeout_s < 0:
+            raise ValueError(f"stall_timeout_s is {self.stall_timeout_s} but must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +163,7 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         if first > config.loop.max_steps:
             logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
             return "finished"
+        watchdog.progress()
         dataset = _dataset(run, index, train=True)
         dataset.order = order
         batches = iterate(
@@ -264,6 +267,7 @@ def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
     run.engine.train()
     norm = None
     for round_, batch in enumerate(micro):
+        run.watchdog.progress()
         torch.manual_seed(keyed_seed(config.seed, "model", step, batch.slot))
         sums = run.task.losses(run.engine, batch.to(world.device), step, drop_layers.tolist())
         weight = 1.0 if batch.num_targets else 0.0
@@ -390,6 +394,11 @@ def _resume(run: _Run) -> int:
     folders = run.world.gather(checkpoint.candidates(run.root))[0]
     for folder in folders:
         try:
+            if "imported_from" in checkpoint.read_meta(folder):
+                raise ConfigError(
+                    f"{folder} was imported and can only be fine-tuned: use another run_dir and "
+                    f"pretrained={run.config.run_dir}"
+                )
             meta = checkpoint.load(run.engine, folder)
         except checkpoint.CheckpointError as error:
             run.logger.event("checkpoint_damaged", path=str(folder), reason=str(error))
@@ -404,13 +413,14 @@ def _resume(run: _Run) -> int:
         run.bad, run.saved_step = set(meta["bad"]), int(meta["step"])
         if run.world.is_main:  # the newest readable one may be another than before
             checkpoint.point(run.root, "latest", folder)
-        run.logger.event(
-            "resumed",
-            step=meta["step"],
-            old_world_size=meta["world_size"],
-            new_world_size=run.world.size,
-        )
-        return int(meta["step"])
+        if run.saved_step < run.config.loop.max_steps:
+            run.logger.event(
+                "resumed",
+                step=run.saved_step,
+                old_world_size=meta["world_size"],
+                new_world_size=run.world.size,
+            )
+        return run.saved_step
     if folders:
         raise checkpoint.CheckpointError(
             f"none of the {len(folders)} checkpoints under {run.root} can be read (see "

@@ -77,6 +77,7 @@ class PretrainCollate:
             waveforms=waveforms,
             num_targets=0.0,
             keys=rows.keys,
+            speeds=rows.speeds,
             starts=rows.starts,
             lengths=[waveforms.shape[1]] * len(rows.keys),
             bad=rows.bad,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from w2v2dist import __version__
-from w2v2dist.config import ConfigError, diff, read_yaml, to_dict, to_yaml
+from w2v2dist.config import ConfigError, diff, merge, read_yaml, to_dict, to_yaml
 from w2v2dist.data.loader import Batch
 from w2v2dist.logging import append_jsonl
 
@@ -41,10 +41,14 @@ MAY_CHANGE = (
 )
 
 
+class InUseError(RuntimeError):
+    """Another process trains in the run folder."""
+
+
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold a run folder for this process, until it ends in whatever way (a POSIX record lock, which
-    workers do not inherit; file systems without locks are used without). Raises ConfigError where
+    workers do not inherit; file systems without locks are used without). Raises InUseError where
     another process has it and does not go."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "lock").open("a+", encoding="utf-8") as file:
@@ -55,12 +59,12 @@ def locked(run_dir: Path) -> Iterator[None]:
                 break
             except (BlockingIOError, PermissionError):
                 file.seek(0)
-                holder = file.read().strip()
+                owner = file.read().strip()
                 # A dead process of this host has let go; of a dead host the file server must notice
-                wait_s = 5 if f"on {platform.node()}," in holder else 150
+                wait_s = 5 if f"on {platform.node()}," in owner else 150
                 if time.monotonic() - started > wait_s:
-                    raise ConfigError(
-                        f"{run_dir} is in use by {holder}: wait for it or end it, or use another "
+                    raise InUseError(
+                        f"{run_dir} is in use by {owner}: wait for it or end it, or use another "
                         f"run_dir"
                     ) from None
                 time.sleep(0.5)
@@ -75,15 +79,15 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def holder(run_dir: Path) -> str:
-    """The process that holds a run folder, "" where none does. Not for the holder itself: with
-    POSIX locks, closing the file would let go."""
+    """The process that holds a run folder; "" where none does, or where the file system does not
+    show locks to this host. Not for the holder itself: closing the file would let go."""
     try:
-        with (run_dir / "lock").open("r+", encoding="utf-8") as file:
+        with (run_dir / "lock").open(encoding="utf-8") as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 return file.read().strip()
-    except OSError:  # no lock, or no permission to ask
+    except OSError:
         pass
     return ""
 
@@ -94,7 +98,9 @@ def prepare_run_folder(config: Any, fingerprint: str) -> None:
     run_dir = Path(config.run_dir)
     resolved = run_dir / "config.yaml"
     if resolved.exists():
-        changed = diff(read_yaml(resolved), to_dict(config))
+        # A key that an older version did not have had its default
+        defaults = to_dict(type(config)(run_dir=config.run_dir))
+        changed = diff(merge(defaults, read_yaml(resolved)), to_dict(config))
         refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if refused:
             lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
@@ -126,6 +132,7 @@ def sample_record(batch: Batch) -> dict[str, Any]:
         "step": batch.step,
         "slot": batch.slot,
         "keys": batch.keys,
+        "speeds": batch.speeds,  # starts and numbers of samples are those at this speed
         "starts": batch.starts,
         "num_samples": batch.lengths,
         "masked_fraction": masked,

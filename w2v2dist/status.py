@@ -1,6 +1,6 @@
 """What became of a run: its state, progress, speed and lost time, read from the run folder alone.
 
-Works while the run trains, on any machine that sees the folder, and after it died.
+Works while the run trains and after it died, on any machine that sees the folder and its locks.
 """
 
 from __future__ import annotations
@@ -38,10 +38,8 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
     recent = training[-RECENT:]
     seconds = sum(r["seconds"] for r in recent)
     per_step = _seconds_per_step(training)
-    step, max_steps = (
-        _last_step(training),
-        int(read_yaml(run_dir / "config.yaml")["loop"]["max_steps"]),
-    )
+    kept, step, repeated = _replay(training, starts)
+    max_steps = int(read_yaml(run_dir / "config.yaml")["loop"]["max_steps"])
     saved = [int(p.name.removeprefix("step_")) for p in run_dir.glob("checkpoints/step_*")]
     held_by = holder(run_dir)
     return {
@@ -51,26 +49,31 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "max_steps": max_steps,
         "seconds_per_step": per_step,
         "seconds_left": None if per_step is None else (max_steps - step) * per_step,
-        "audio_hours": sum(r["audio_hours"] for r in _kept(training)),
-        "audio_hours_per_second": sum(r["audio_hours"] for r in recent) / seconds
-        if seconds
-        else None,
-        "data_wait": sum(r["data_wait_seconds"] for r in recent) / seconds if seconds else None,
+        "audio_hours": sum(r["audio_hours"] for r in kept),
+        "audio_hours_per_second": sum(r["audio_hours"] for r in recent) / max(seconds, 1e-9),
+        "data_wait": sum(r["data_wait_seconds"] for r in recent) / max(seconds, 1e-9),
         "attempts": len(starts),
         "world_sizes": [size for size, _ in itertools.groupby(sizes)],
         "checkpoint_step": max(saved, default=None),
         "saving_seconds": sum(e["seconds"] for e in events if e["event"] == "saved"),
         "restart_seconds": _restart_seconds([*records, *events]),
-        "repeated_steps": _repeated_steps(training, starts),
+        "repeated_steps": repeated,
         "skipped_utterances": max(
             (e["total"] for e in events if e["event"] == "sample_skipped"), default=0
         ),
-        "stalled_processes": sum(1 for p in run_dir.glob("logs/stacks-*.txt") if p.stat().st_size),
+        "stalled_processes": len(_stalled(run_dir, starts)),
         "last_sign_of_life": max(
             (r["time"] for r in (*records, *events) if "time" in r), default=None
         ),
         "metrics": {k: r[k] for r in records for k in (*METRICS, *VALID) if k in r},
     }
+
+
+def _stalled(run_dir: Path, starts: list[dict[str, Any]]) -> list[Path]:
+    """What the watchdogs of the last attempt wrote."""
+    since = starts[-1]["time"] if starts else 0.0
+    stats = {path: path.stat() for path in run_dir.glob("logs/stacks-*.txt")}
+    return [p for p, stat in stats.items() if stat.st_size and stat.st_mtime >= since]
 
 
 def _end(events: list[dict[str, Any]]) -> str:
@@ -79,10 +82,6 @@ def _end(events: list[dict[str, Any]]) -> str:
     known["preempted"] = "preempted"
     states = [known[e["event"]] for e in events if e["event"] in known]
     return states[-1] if states else "new"
-
-
-def _last_step(training: list[dict[str, Any]]) -> int:
-    return int(training[-1]["step"]) if training else 0
 
 
 def _seconds_per_step(training: list[dict[str, Any]]) -> float | None:
@@ -94,9 +93,23 @@ def _seconds_per_step(training: list[dict[str, Any]]) -> float | None:
     return statistics.median(steps) if steps else None
 
 
-def _kept(training: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that count: of a step that was trained twice, the later one."""
-    return list({r["step"]: r for r in training}.values())
+def _replay(
+    training: list[dict[str, Any]], starts: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], int, int]:
+    """The records of steps that still count, the last step, and how many steps were lost because
+    the run was resumed from before them."""
+    kept: dict[int, dict[str, Any]] = {}
+    step = repeated = 0
+    for item in sorted([*training, *starts], key=lambda r: float(r.get("time", 0))):
+        if "event" not in item:
+            step = int(item["step"])
+            kept[step] = item
+            continue
+        step = int(item.get("step", 0))
+        lost = [s for s, r in kept.items() if s > step and "time" in r]  # older logs had no time
+        repeated += max(lost, default=step) - step
+        kept = {s: r for s, r in kept.items() if s not in lost}
+    return list(kept.values()), step, repeated
 
 
 def _restart_seconds(entries: list[dict[str, Any]]) -> float:
@@ -107,15 +120,6 @@ def _restart_seconds(entries: list[dict[str, Any]]) -> float:
         before = [t for t in times if t < resumed["time"]]
         lost += resumed["time"] - max(before, default=resumed["time"])
     return lost
-
-
-def _repeated_steps(training: list[dict[str, Any]], starts: list[dict[str, Any]]) -> int:
-    """Steps that were trained again after a resumption from before them."""
-    repeated = 0
-    for start in starts:
-        before = [r["step"] for r in training if r.get("time", 0) < start["time"]]
-        repeated += max(0, max(before, default=0) - start.get("step", 0))
-    return repeated
 
 
 def format_status(status: dict[str, Any]) -> str:

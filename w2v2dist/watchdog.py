@@ -7,8 +7,9 @@ from pathlib import Path
 
 
 class Watchdog:
-    """Ends this process with status 1 when `progress` was not called for `timeout_s` seconds, after
-    writing the stacks of all its threads to `path`. Works while Python is stuck in a collective."""
+    """Ends this process with status 1 when `progress` was not called for `timeout_s` seconds (0:
+    never), after writing the stacks of all its threads to `path`. Works while Python is stuck in a
+    collective; the time that a process is suspended counts."""
 
     def __init__(self, path: Path, timeout_s: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,7 +19,8 @@ class Watchdog:
 
     def progress(self) -> None:
         """Start the time anew."""
-        faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
+        if self._timeout_s:
+            faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
 
     def close(self) -> None:
         """Stop watching; nothing is left of a watchdog that never barked."""

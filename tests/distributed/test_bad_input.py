@@ -138,6 +138,12 @@ def test_a_changed_configuration_and_other_shards_are_refused(
     output = fail(config, "schedule.peak_lr=1", "loop.max_steps=4")
     assert "schedule.peak_lr: 0.001 -> 1.0" in output
     assert "loop.max_steps: 2 -> 4" in output
+    # a key that an older version did not have is no change
+    resolved = tmp_path / "run" / "config.yaml"
+    kept = [x for x in resolved.read_text().splitlines() if "stall_timeout_s" not in x]
+    resolved.write_text("\n".join(x for x in kept if "layer_drop" not in x))
+    assert "model.layer_drop: 0.05 -> 0.3" in fail(config)  # the default was in force
+    resolved.write_text("\n".join(kept))
     # a moved copy is the same data
     train(config, 1, "loop.save_every=7", f"data.train={own_shards}")
     from shards.build import main as build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,42 @@ def test_how_it_ended(run: Path, event: str, state: str) -> None:
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": event, "time": 270.0, "step": 40}) + "\n")
     assert read_status(run)["state"] == state
+
+
+def test_a_resumption_from_before_discards_what_was_trained_after_it(run: Path) -> None:
+    events = [
+        {
+            "event": "resumed",
+            "time": 300.0 + i,
+            "step": 10,
+            "old_world_size": 2,
+            "new_world_size": 2,
+        }
+        for i in range(3)
+    ]
+    with (run / "events.jsonl").open("a") as file:
+        file.write("".join(json.dumps(e) + "\n" for e in events))
+    status = read_status(run)
+    assert (status["step"], status["audio_hours"]) == (10, 0.5)
+    assert status["repeated_steps"] == 10 + 30  # once each, however often it failed
+
+
+def test_logs_without_times_count_nothing_as_repeated(run: Path) -> None:
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["time"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert read_status(run)["repeated_steps"] == 0
+    assert read_status(run)["audio_hours"] == 2.0
+
+
+def test_stacks_of_the_last_attempt_count(run: Path) -> None:
+    (run / "logs").mkdir()
+    for rank, seconds in enumerate((150, 250)):  # the last attempt began at 200
+        path = run / "logs" / f"stacks-{rank:05d}.txt"
+        path.write_text("Timeout")
+        os.utime(path, (seconds, seconds))
+    assert read_status(run)["stalled_processes"] == 1
 
 
 def test_a_run_that_has_not_begun(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,11 @@ class Rows:
         """Where the crop of each decoded row begins."""
         return [int(self.micro.starts[p]) for p in self.position]
 
+    @property
+    def speeds(self) -> list[float]:
+        """At what speed each decoded row is played."""
+        return [int(self.micro.percent[p]) / 100 for p in self.position]
+
     def reject(self, row: int, reason: str) -> None:
         """Move a decoded row to the bad ones."""
         self.bad.append({"key": self.keys[row], "reason": reason})
@@ -63,6 +68,7 @@ class Batch:
     target_lengths: Tensor | None = None  # (B,) int64
     texts: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    speeds: list[float] = field(default_factory=list)  # 1.0 is the recording's own
     starts: list[int] = field(default_factory=list)  # where each crop begins, in samples
     lengths: list[int] = field(default_factory=list)  # samples of each crop
     bad: list[dict[str, Any]] = field(default_factory=list)

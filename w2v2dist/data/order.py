@@ -29,10 +29,12 @@ class DataConfig:
     valid: str | None = None
     virtual_world_size: int = 64  # micro-batches (slots) of one step, on any number of GPUs
     max_samples_per_slot: int = 1_400_000
-    max_crop: int = 250_000  # pre-training crops to it; fine-tuning leaves longer utterances out
+    # Pre-training crops to it; fine-tuning leaves longer utterances out
+    max_crop: int = 250_000
     min_samples: int = 32_000  # shorter utterances are left out
     crop_multiple: int = 1  # crops are rounded down to a multiple of it: fewer shapes
-    # An utterance is played at one of these speeds, drawn for each epoch (1.1: shorter and higher)
+    # An utterance is played at one of these speeds, drawn for each epoch (1.1: shorter and higher);
+    # the limits on its length hold at all of them
     speed_perturbation: tuple[float, ...] = (1.0,)
     normalize: bool = False  # utterances to zero mean and unit variance
     shuffle_window: int = 10_000  # utterances
@@ -80,7 +82,7 @@ class DataConfig:
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """The utterances of one slot at one step: index rows, at what speed each is played, and what
-    part of it is used then (in samples)."""
+    part of it is used (in samples at that speed)."""
 
     step: int
     slot: int
@@ -128,7 +130,7 @@ class DataOrder:
                 f"one: add audio, or "
                 "lower data.virtual_world_size or data.min_samples"
             )
-        self._speed_of_epoch: dict[int, npt.NDArray[np.int8]] = {}
+        self._speed_of_epoch: dict[int, npt.NDArray[np.uint8]] = {}
         self._first_of_epoch: dict[int, list[int]] = {}
         self._plans: dict[tuple[int, int], list[Array]] = {}
 
@@ -154,10 +156,11 @@ class DataOrder:
         if len(self._percents) == 1:
             return np.full(len(ids), self._percents[0])
         if epoch not in self._speed_of_epoch:
-            self._speed_of_epoch.pop(epoch - 2, None)
+            if len(self._speed_of_epoch) > 2:  # slots are at neighbouring epochs
+                self._speed_of_epoch.pop(next(iter(self._speed_of_epoch)))
             rng = keyed_rng(self.seed, "speed", epoch)
             drawn = rng.integers(len(self._percents), size=len(self.index.num_samples))
-            self._speed_of_epoch[epoch] = drawn.astype(np.int8)
+            self._speed_of_epoch[epoch] = drawn.astype(np.uint8)
         return self._percents[self._speed_of_epoch[epoch][ids]]
 
     def _locate(self, step: int, slot: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,13 +27,14 @@ M = TypeVar("M", bound=nn.Module)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignCheckpoint:
     """Weights under our names (unknown ones under their own) and the settings that came with them;
-    `tokens` is None where the alphabet is not known to be ours."""
+    `normalize` is None where the checkpoint does not say whether its audio was normalised, `tokens`
+    where the alphabet is not known to be ours."""
 
     source: str
     library: Library
     state: dict[str, Tensor]
     config: Wav2Vec2Config | None = None
-    normalize: bool = False
+    normalize: bool | None = None
     tokens: str | None = None
 
     @property
@@ -116,7 +117,7 @@ def read_fairseq(
     else:
         name, content = str(source), _unpickle(Path(source), trust_pickle)
     weights = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping):
+    if not _are_weights(weights):
         raise ValueError(f"{name} is not a fairseq checkpoint: it has no weights under 'model'")
     top = _plain(content.get("cfg") or content.get("args"))
     settings = _plain(top.get("model", top))
@@ -151,17 +152,19 @@ def read_huggingface(source: str | Path, trust_pickle: bool = False) -> ForeignC
             raise _damaged(folder / "model.safetensors", error) from None
     elif (folder / "pytorch_model.bin").exists():
         weights = _unpickle(folder / "pytorch_model.bin", trust_pickle)
+        if not _are_weights(weights):
+            raise ValueError(f"{folder / 'pytorch_model.bin'} holds no mapping of names to weights")
     else:
         raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
     optional = [folder / "vocab.json", folder / "preprocessor_config.json"]
-    ids, processing = (_read_json(path) if path.exists() else {} for path in optional)
+    ids, processing = (_read_json(path) if path.exists() else None for path in optional)
     alphabets = [n for n in ("letters", "phones") if ids == tokenizer(n).ids]
     return ForeignCheckpoint(
         source=str(folder),
         library="huggingface",
         state={our_name(n, "huggingface"): t for n, t in weights.items()},
         config=our_config(settings, "huggingface", str(folder)),
-        normalize=bool(processing.get("do_normalize", False)),
+        normalize=None if processing is None else bool(processing.get("do_normalize", True)),
         tokens=alphabets[0] if alphabets else None,
     )
 
@@ -202,7 +205,10 @@ def load_torchaudio(
     arguments = path.with_name(path.name + ".json")
     if config is None and arguments.exists():
         config = our_config(_read_json(arguments), "torchaudio", str(arguments))
-    state = {our_name(n, "torchaudio"): t for n, t in _unpickle(path, False).items()}
+    weights = _unpickle(path, False)
+    if not _are_weights(weights):
+        raise ValueError(f"{path} holds no state dict of torchaudio: it maps no names to weights")
+    state = {our_name(n, "torchaudio"): t for n, t in weights.items()}
     foreign = ForeignCheckpoint(source=str(path), library="torchaudio", state=state, config=config)
     if foreign.task == "finetune":
         return foreign.model()  # type: ignore[return-value]
@@ -214,12 +220,25 @@ def load_torchaudio(
 
 def _plain(section: Any) -> dict[str, Any]:
     """A section of fairseq's settings: an argparse.Namespace in older files, a mapping in newer."""
-    return dict(vars(section) if isinstance(section, argparse.Namespace) else section or {})
+    section = vars(section) if isinstance(section, argparse.Namespace) else section or {}
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{section!r} stands where fairseq's settings were expected")
+    return dict(section)
+
+
+def _are_weights(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether it maps names to tensors."""
+    return isinstance(content, Mapping) and all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in content.items()
+    )
 
 
 def _read_json(path: Path, remedy: str = "fetch it again") -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return content
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist: {remedy}") from None
     except ValueError as error:

@@ -109,7 +109,7 @@ def save_huggingface(
             kind = {"tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer", "do_phonemize": False}
         files |= {"vocab.json": ids, "special_tokens_map.json": special}
         files["tokenizer_config.json"] = {**kind, **special}
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), folder=True) as temporary:
         temporary.mkdir()
         for name, content in files.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -150,10 +150,10 @@ def _their_state(model: Model, library: Library) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block succeeds and is removed
-    when it fails. Raises ValueError where `path` exists (an empty folder may)."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    when it fails. Raises ValueError where `path` exists (as an empty one a `folder` may)."""
+    if path.exists() and not (folder and path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists: remove it or choose another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
