@@ -468,3 +468,59 @@ def test_configuration_of_a_file_that_carries_none(
     assert main(["import", source, "--output", output, "--config", str(yaml)]) == 0
     saved = checkpoint.read_meta(checkpoint.find(Path(output)))["config"]
     assert saved["data"]["normalize"] is True
+
+
+def test_mistakes_in_the_configuration_of_an_import(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = str(tmp_path / "model.pt"), str(tmp_path / "imported")
+    save_fairseq(make(GROUP, ctc=False), source)
+    for text, message in (
+        ("modle: {num_layers: 7}", "modle"),
+        ("data: {normalise: true}", "data.normalise"),
+        ("data: [1]", "data is [1] but must be a mapping"),
+        ("model: [1]", "model is [1] but must be a mapping"),
+    ):
+        (tmp_path / "ours.yaml").write_text(text)
+        arguments = ["import", source, "--output", output, "--config", str(tmp_path / "ours.yaml")]
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not Path(output).exists()
+
+
+def test_normalisation_that_is_not_known_must_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "hf", str(tmp_path / "imported")
+    save_huggingface(make(LAYER, ctc=False), source, normalize=True)
+    (source / "preprocessor_config.json").write_text("{}")
+    assert read_huggingface(source).normalize is True  # the default of Hugging Face
+    (source / "preprocessor_config.json").unlink()  # as Wav2Vec2Model.save_pretrained leaves it
+    assert main(["import", str(source), "--output", output]) == 2
+    assert "data: {normalize: true}" in capsys.readouterr().err
+    (tmp_path / "ours.yaml").write_text("data: {normalize: true}")
+    arguments = ["--output", output, "--config", str(tmp_path / "ours.yaml")]
+    assert main(["import", str(source), *arguments]) == 0
+
+
+def test_files_of_another_kind_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save([1], tmp_path / "list.pt")
+    torch.save({"model": {"mask_emb": 1}}, tmp_path / "numbers.pt")
+    for name in ("list.pt", "numbers.pt"):
+        with pytest.raises(ValueError, match="is not a fairseq checkpoint"):
+            load_fairseq(tmp_path / name)
+    with pytest.raises(ValueError, match="no state dict of torchaudio"):
+        load_torchaudio(tmp_path / "list.pt")
+    save_huggingface(make(LAYER, ctc=False), tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    torch.save([1], tmp_path / "hf" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no mapping of names to weights"):
+        load_huggingface(tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json is truncated, damaged or no checkpoint"):
+        load_huggingface(tmp_path / "hf")
+    (tmp_path / "empty").mkdir()  # a file cannot take a folder's place
+    with pytest.raises(ValueError, match="empty exists"):
+        save_fairseq(make(GROUP, ctc=False), tmp_path / "empty")

@@ -135,7 +135,7 @@ def read_fairseq(
         library="fairseq",
         state=state,
         config=our_config(settings, "fairseq", name) if "conv_feature_layers" in settings else None,
-        normalize=bool(task.get("normalize", False)),
+        normalize=bool(task.get("normalize", False)) if task else None,
         tokens="letters" if letters else None,
     )
 
