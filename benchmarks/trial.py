@@ -18,6 +18,7 @@ import datetime
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,27 @@ def seconds(folder: Path) -> float:
     return sum(r.get("seconds", 0.0) for r in read_jsonl(folder / "metrics.jsonl"))
 
 
+def learning_curve(arguments: argparse.Namespace, stage: str) -> list[str]:
+    """Rows of a table: mean letter errors in % on the validation recordings by update."""
+    curves: dict[str, dict[int, list[float]]] = {"pretrained": {}, "random": {}}
+    for start, curve in curves.items():
+        for seed in arguments.seeds:
+            folder = arguments.output / "runs" / f"{stage}_{start}_{seed}"
+            for record in read_jsonl(folder / "metrics.jsonl"):
+                if "valid/cer" in record:
+                    curve.setdefault(record["step"], []).append(100 * record["valid/cer"])
+    steps = sorted(curves["random"])
+    return [
+        f"| {stage} | {' | '.join(str(step) for step in steps)} |",
+        f"|-{'|-' * len(steps)}|",
+        *(
+            f"| {start} | {' | '.join(f'{statistics.mean(curve[step]):.1f}' for step in steps)} |"
+            for start, curve in curves.items()
+        ),
+        "",
+    ]
+
+
 def results_page(
     arguments: argparse.Namespace, results: dict[tuple[int, str], dict[str, dict[str, float]]]
 ) -> str:
@@ -179,6 +201,11 @@ def results_page(
             "",
             *verdict,
             "",
+            "## How fast it learns: mean letter errors in % on other recordings of the training "
+            "speakers, by update",
+            "",
+            *learning_curve(arguments, "single"),
+            *learning_curve(arguments, "strings"),
             f"Seconds of fine-tuning (seed {first_seed}; single, then strings): "
             f"{', '.join(budget)}.",
             "",
