@@ -222,8 +222,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--pretrain-steps", type=int, default=1200)
-    parser.add_argument("--single-steps", type=int, default=2000)
-    parser.add_argument("--string-steps", type=int, default=1000)
+    parser.add_argument("--single-steps", type=int, default=1300)
+    parser.add_argument("--string-steps", type=int, default=600)
     parser.add_argument("--freeze-steps", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (one CPU thread each)")
     parser.add_argument(
