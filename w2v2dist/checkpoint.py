@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from w2v2dist.config import ConfigError
 from w2v2dist.engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -219,7 +220,7 @@ def _reason(error: BaseException) -> str:
 
 def load(engine: Engine, folder: Path) -> dict[str, Any]:
     """Read a checkpoint of any world size and ZeRO stage into the engine; returns its meta. Raises
-    CheckpointError."""
+    CheckpointError, and ConfigError where it was imported from another library."""
     problem = ""
     try:
         meta = read_meta(folder)
@@ -227,6 +228,11 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
         problem = str(error)
     if engine.world.max([float(bool(problem))])[0]:  # reading is collective: all or none begin it
         raise CheckpointError(problem or f"{folder} is not readable by another process")
+    if "imported_from" in meta:
+        raise ConfigError(
+            f"{folder} was imported and holds no optimizer: it can only be fine-tuned, with "
+            "pretrained= and another run_dir"
+        )
     try:
         state_dict_loader.load(
             _state(engine, for_save=False), checkpoint_id=folder, process_group=_host_group()

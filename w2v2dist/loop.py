@@ -394,11 +394,6 @@ def _resume(run: _Run) -> int:
     folders = run.world.gather(checkpoint.candidates(run.root))[0]
     for folder in folders:
         try:
-            if "imported_from" in checkpoint.read_meta(folder):
-                raise ConfigError(
-                    f"{folder} was imported and can only be fine-tuned: use another run_dir and "
-                    f"pretrained={run.config.run_dir}"
-                )
             meta = checkpoint.load(run.engine, folder)
         except checkpoint.CheckpointError as error:
             run.logger.event("checkpoint_damaged", path=str(folder), reason=str(error))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchaudio
 
-from tests.distributed.processes import MODEL, train, write_config
+from tests.distributed.processes import MODEL, finish, start, train, write_config
 from w2v2dist import checkpoint
 from w2v2dist.cli import main
 from w2v2dist.interop import load_fairseq, load_huggingface, save_huggingface
@@ -54,3 +54,15 @@ def test_an_imported_model_transcribes(shards: Path, tmp_path: Path) -> None:
     assert main([*arguments, "--task", "finetune"]) == 0
     assert main(["evaluate", str(imported), "--data", str(shards)]) == 0
     assert len((imported / "hypotheses.tsv").read_text().splitlines()) > 60
+
+
+def test_an_imported_model_is_not_trained_on_as_it_is(shards: Path, tmp_path: Path) -> None:
+    save_huggingface(Wav2Vec2ForCTC(Wav2Vec2Config(**MODEL), 32), tmp_path / "huggingface")
+    imported = tmp_path / "imported"
+    arguments = ["import", str(tmp_path / "huggingface"), "--output", str(imported)]
+    assert main([*arguments, "--task", "finetune"]) == 0
+    (imported / "config.yaml").unlink()  # past the check that the configuration is the same
+    config = write_config(tmp_path, "finetune", shards, run_dir=str(imported))
+    codes, output = finish(start(config, 2))
+    assert codes == [2, 2]
+    assert "was imported and holds no optimizer: it can only be fine-tuned" in output
