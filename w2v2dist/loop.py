@@ -139,6 +139,11 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
     config = task.config
     virtual = VirtualRanks(config.data.virtual_world_size)
     virtual.check(world.size)
+    if config.model.layer_drop_per == "slot" and world.size > 1:
+        raise ConfigError(
+            f"model.layer_drop_per is slot but the job has {world.size} processes, which would "
+            "wait for each other's layers: use one process, or model.layer_drop_per=step"
+        )
     if config.loop.num_threads and world.device.type == "cpu":
         torch.set_num_threads(config.loop.num_threads)
     index = open_index(config.data.train, "data.train")
@@ -260,16 +265,13 @@ def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
     """Forward and backward of all rounds, one update; returns the gradient norm."""
     config, world = run.config, run.world
     lr = learning_rate(config.schedule, step, config.loop.max_steps)
-    layer_drop = float(config.model.layer_drop)
-    drop_layers = (
-        keyed_rng(config.seed, "layer_drop", step).random(config.model.num_layers) < layer_drop
-    )
     run.engine.train()
     norm = None
     for round_, batch in enumerate(micro):
         run.watchdog.progress()
         torch.manual_seed(keyed_seed(config.seed, "model", step, batch.slot))
-        sums = run.task.losses(run.engine, batch.to(world.device), step, drop_layers.tolist())
+        drop_layers = _drop_layers(config, step, batch.slot)
+        sums = run.task.losses(run.engine, batch.to(world.device), step, drop_layers)
         weight = 1.0 if batch.num_targets else 0.0
         run.engine.backward(sums["loss"] * (weight / max(total, 1.0)))
         norm = run.engine.step(lr if round_ == len(micro) - 1 else None)
@@ -278,6 +280,13 @@ def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
             run.sums[name] = run.sums[name] + value if name in run.sums else value
     assert norm is not None
     return norm
+
+
+def _drop_layers(config: TrainingConfig, step: int, slot: int) -> list[bool]:
+    """The layers that LayerDrop skips: the same in every slot, so that all processes save time."""
+    key = (step, slot) if config.model.layer_drop_per == "slot" else (step,)
+    draws = keyed_rng(config.seed, "layer_drop", *key).random(config.model.num_layers)
+    return (draws < config.model.layer_drop).tolist()  # type: ignore[no-any-return]
 
 
 def _metrics(run: _Run, step: int, norm: float) -> dict[str, float]:

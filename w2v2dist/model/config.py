@@ -36,6 +36,8 @@ class Wav2Vec2Config:
     input_dropout: float = 0.1
     feature_dropout: float = 0.1
     layer_drop: float = 0.05
+    # slot: each GPU of the reference draws its own, which saves no time; a study on one process
+    layer_drop_per: Literal["step", "slot"] = "step"
     # quantizer and targets
     num_codebooks: int = 2
     num_codebook_entries: int = 320

@@ -1,7 +1,7 @@
 """A trial on one CPU: pre-train on all audio at hand, fine-tune on spoken digits, against random
 weights.
 
-    python benchmarks/trial.py --speech FOLDER --output FOLDER [--seeds 1 2 3] [--results FILE.md]
+    python benchmarks/learning/trial.py --speech FOLDER --output FOLDER [--seeds 1 2 3]
 
 FOLDER holds SET/SPLIT/SPEAKER/... in LibriSpeech's and TIMIT's layouts, with a set `digits` whose
 chapters 1 and 3 are strings of five digits and 2 and 4 single digits. For each seed: pre-training
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from w2v2dist.logging import read_jsonl
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHANCE_BITS = math.log2(101)
 # Letter errors in % of the first model tried (0.5 M parameters, 400 CPU seconds, no pre-training)
 FIRST_ATTEMPT = {"single": 26.0, "strings": 30.0}
@@ -181,8 +181,8 @@ def results_page(
             "",
             f"{datetime.date.today()} · {os.cpu_count()} CPU cores, one thread a run · seeds "
             f"{arguments.seeds} · "
-            f"`python benchmarks/trial.py --speech FOLDER --output FOLDER --pretrain-steps "
-            f"{arguments.pretrain_steps} "
+            f"`python benchmarks/learning/trial.py --speech FOLDER --output FOLDER "
+            f"--pretrain-steps {arguments.pretrain_steps} "
             f"--single-steps {arguments.single_steps} --string-steps {arguments.string_steps} "
             f"--freeze-steps {arguments.freeze_steps}`",
             "",
