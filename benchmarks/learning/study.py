@@ -63,7 +63,8 @@ def arms() -> dict[str, Arm]:
     out = {NONE: Arm(NONE)}
     for cell in CELLS:
         model = read_yaml(ROOT / "configs" / "ablations" / f"{cell}.yaml")["model"]
-        out[cell] = Arm(cell, tuple(f"model.{k}={str(v).lower()}" for k, v in model.items()))
+        quantize = [(k, str(model[k]).lower()) for k in ("quantize_inputs", "quantize_targets")]
+        out[cell] = Arm(cell, tuple(f"model.{k}={v}" for k, v in quantize))
     for name, per in (("LayerDrop per step", "step"), ("LayerDrop per slot", "slot")):
         drop = ("model.layer_drop=0.2", f"model.layer_drop_per={per}")
         out[name] = Arm(name, pretraining=(*drop, *FOUR_SLOTS))
