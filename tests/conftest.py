@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 SHARED = Path(os.environ.get("W2V2DIST_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -22,6 +24,16 @@ def _shared(name: str) -> Path:
             f"{name} is not on this machine (set W2V2DIST_SHARED to the folder that holds it)"
         )
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of tests lose more to threads waiting for each other than they gain, and sums are
+    added in the same order on any number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +107,6 @@ def assert_close(ours: Tensor, reference: Tensor, tolerance: float, name: str) -
     torch.testing.assert_close(torch.isfinite(ours), finite, msg=f"{name}: infinities differ")
     error = (ours[finite] - reference[finite]).abs().max() / reference[finite].abs().max()
     assert error <= tolerance, f"{name}: {error:.2e} > {tolerance}"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small lose more to threads waiting for each other than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -81,15 +81,6 @@ def deviations(
     return largest
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Sums are added in the same order on any number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fifty_updates(golden_dir: Path, variant: str) -> None:
     golden, info = read(golden_dir / f"{variant}_trajectory.safetensors")
