@@ -121,8 +121,8 @@ def main() -> int:
         parts += ["", f"## ZeRO {zero}", "", "```"]
         for size, kill in zip(SIZES, (*KILLS, None), strict=True):
             arguments_ = command(arguments, run_dir, size, zero)
-            shown = " ".join(a for a in arguments_ if "/" not in a or a.startswith("launch"))
-            parts.append(f"$ python {shown}" + ("   # kill -9" if kill else ""))
+            shown = [*arguments_[:5], "run_dir=RUN", "…", arguments_[-1]]
+            parts.append(f"$ python {' '.join(shown)}" + ("   # kill -9" if kill else ""))
             before = len(read_jsonl(run_dir / "events.jsonl"))
             train(arguments_, run_dir, kill, log)
             events = read_jsonl(run_dir / "events.jsonl")[before:]

@@ -279,8 +279,9 @@ def main() -> int:
     known = arms()
     count = {name: arguments.ablation_seeds for name in known}
     count |= dict.fromkeys((BASELINE, NONE), arguments.seeds)
-    jobs = [(arm, seed) for seed in range(1, max(count.values()) + 1) for arm in known]
-    jobs = [(arm, seed) for arm, seed in jobs if seed <= count[arm]]
+    jobs = [(arm, seed) for arm in known for seed in range(1, count[arm] + 1)]
+    # A stopped study should have something of each: every arm once, then the first comparison
+    jobs.sort(key=lambda job: (job[1] > 1, job[0] not in (BASELINE, NONE), job[1]))
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda job: one_run(arguments, known[job[0]], job[1]), jobs))
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in known}
