@@ -113,14 +113,13 @@ class Task(Protocol):
 
 @dataclass(slots=True)
 class _Pending:
-    """A save that has begun; times in seconds of time.perf_counter()."""
+    """A save that has begun; `started` and the value of `written` are of time.perf_counter()."""
 
     step: int
     improved: bool
-    best_before: float
+    written: Future[float]
     started: float
-    pause: float = 0.0
-    written: Future[float] = field(default_factory=Future)
+    pause: float  # seconds that training waited for it
 
 
 @dataclass(slots=True)
@@ -140,7 +139,7 @@ class _Run:
     saver: checkpoint.Saver
     best: float = float("inf")
     bad: set[str] = field(default_factory=set)  # utterances that could not be used, by key
-    best_before: float = float("inf")  # the last validation
+    best_before: float = float("inf")  # the last validation, which waits for the save in flight
     saved_step: int = -1  # durable
     pending: _Pending | None = None
     num_failed_saves: int = 0  # in a row
@@ -442,10 +441,9 @@ def save(run: _Run, step: int, *, improved: bool = False, final: bool = False) -
         checkpoint.prune(root, loop.keep_last, loop.keep_every)
 
     run.watchdog.progress()
-    pending = _Pending(step, improved, run.best_before, time.perf_counter())
-    pending.written = run.saver.begin(step, meta, commit, copy=loop.async_save)
-    pending.pause = time.perf_counter() - pending.started
-    run.pending = pending
+    started = time.perf_counter()
+    written = run.saver.begin(step, meta, commit, copy=loop.async_save)
+    run.pending = _Pending(step, improved, written, started, time.perf_counter() - started)
     if final or not loop.async_save:
         _finish_save(run, final=final)
 
@@ -467,7 +465,7 @@ def _finish_save(run: _Run, *, final: bool = False) -> None:
             raise
         run.retry_step = pending.step + max(1, run.config.loop.save_every // 10)
         if pending.improved:  # there is no such checkpoint
-            run.best = pending.best_before
+            run.best = run.best_before
         return
     run.num_failed_saves, run.saved_step = 0, pending.step
     pending.pause += time.perf_counter() - before
@@ -482,6 +480,7 @@ def _finish_save(run: _Run, *, final: bool = False) -> None:
 
 def _resume(run: _Run) -> int:
     """Load the newest checkpoint that can be read; returns its step, 0 for a fresh run."""
+    _finish_save(run)
     # Rank 0's view of the file system decides: another's may be older
     folders = run.world.gather(checkpoint.candidates(run.root))[0]
     for folder in folders:
