@@ -280,10 +280,9 @@ def _together(work: Callable[[], T]) -> list[T]:
         problem = _reason(error)
     answers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, (result, problem), group=_host_group())
-    for rank, (_, problem) in enumerate(answers):
+    for _, problem in answers:
         if problem:
-            where = f" (process {rank} of {len(answers)})" if len(answers) > 1 else ""
-            raise CheckpointError(problem + where)
+            raise CheckpointError(problem)
     return [answer for answer, _ in answers]
 
 
