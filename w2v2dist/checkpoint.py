@@ -2,28 +2,32 @@
 
 Every parameter and its Adam moments are stored as flat global tensors (fp32) in
 torch.distributed.checkpoint; each process writes the ranges that it owns, and reads the ranges that
-it needs. The private DeepSpeed attributes that this relies on are all in `_fragments` and
-`_after_load`; tests/distributed holds them against the pinned version.
+it needs. A thread writes, from a copy in host memory, while training goes on. The private DeepSpeed
+attributes that this relies on are all in `_fragments` and `_after_load`; tests/distributed holds
+them against the pinned version.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -35,7 +39,12 @@ from w2v2dist.config import ConfigError
 from w2v2dist.engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SUMS = "SHA256SUMS"  # of all other files of a checkpoint, as `sha256sum -c` reads it
+NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "disk quota exceeded"}
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of fp16
+
+
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
@@ -152,55 +161,163 @@ def _state(engine: Engine, *, for_save: bool) -> dict[str, Any]:
     return out
 
 
-def save(engine: Engine, root: Path, step: int, meta: dict[str, Any]) -> Path:
-    """Write `root/step_XXXXXXXX` on all processes together: temporary name, made durable, renamed.
+class Saver:
+    """Writes checkpoints of an engine to `root` in a thread, one at a time. The thread talks to the
+    other processes over a group of its own, so that training may go on meanwhile."""
 
-    `meta` is kept as meta.json. Raises CheckpointError on every process; older checkpoints are
-    never touched.
-    """
-    final, temporary = root / f"step_{step:08d}", root / f".tmp-step_{step:08d}"
-    world = engine.world
-    if world.is_main:
-        root.mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(".tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    world.barrier()
-    problem = ""
-    try:
-        state_dict_saver.save(
-            _state(engine, for_save=True), checkpoint_id=temporary, process_group=_host_group()
-        )
-        if world.is_main:
-            hyper = [
-                {k: v for k, v in group.items() if k != "params"}
-                for group in engine.optimizer.param_groups
-            ]
-            record = {**meta, "step": step, "world_size": world.size, "optimizer": hyper}
-            if engine.config.precision == "fp16":
-                scaler = engine.deepspeed.optimizer.loss_scaler
-                record["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER}
-            with (temporary / "meta.json").open("w", encoding="utf-8") as file:
-                json.dump(record, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
+    def __init__(self, engine: Engine, root: Path) -> None:
+        self._engine, self._root = engine, root
+        self._host: dict[str, Tensor] = {}
+        self._pool = ThreadPoolExecutor(1)
+
+    def begin(
+        self, step: int, meta: dict[str, Any], commit: Callable[[Path], None], *, copy: bool
+    ) -> Future[float]:
+        """Begin `root/step_XXXXXXXX` on all processes together: temporary name, made durable,
+        renamed, then `commit(folder)` on the first process.
+
+        `meta` is kept as meta.json. With `copy` training may go on at once, else when the future is
+        done: it holds the time.perf_counter() of that, or CheckpointError on every process. Older
+        checkpoints are never touched.
+        """
+        engine = self._engine
+        state = _state(engine, for_save=True)
+        hyper = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in engine.optimizer.param_groups
+        ]
+        record = {**meta, "step": step, "world_size": engine.world.size, "optimizer": hyper}
+        if engine.config.precision == "fp16":
+            scaler = engine.deepspeed.optimizer.loss_scaler
+            record["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER}
+        if copy:
+            state = {name: self._copy(name, value) for name, value in state.items()}
+        _host_group()  # made by the main thread
+        return self._pool.submit(self._write, state, record, commit)
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        self._pool.shutdown()
+
+    def _copy(self, name: str, value: Tensor) -> Tensor:
+        """The value in host memory: the next step leaves it, the next save reuses it."""
+        source = _range(value)
+        if name not in self._host:
+            self._host[name] = torch.empty_like(source, device="cpu")
+        host = self._host[name].copy_(source)
+        return FlatRange(host, value.start, value.numel()) if isinstance(value, FlatRange) else host
+
+    def _write(
+        self, state: dict[str, Tensor], record: dict[str, Any], commit: Callable[[Path], None]
+    ) -> float:
+        root, world = self._root, self._engine.world
+        final = root / f"step_{record['step']:08d}"
+        temporary = root / f".tmp-{final.name}"
+
+        def prepare() -> int:
+            if world.is_main:
+                root.mkdir(parents=True, exist_ok=True)
+                for leftover in root.glob(".tmp-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            return sum(_range(value).nbytes for value in state.values())
+
+        def check_space(needed: int) -> None:  # a disk filled to the brim would stop the logs too
+            if world.is_main and (free := shutil.disk_usage(root).free) < needed + (1 << 20):
+                raise CheckpointError(
+                    f"{NO_SPACE[errno.ENOSPC]} (of {needed / 1e9:.3g} GB {free / 1e9:.3g} are free)"
+                )
+
+        def write() -> dict[str, str]:
+            writer = FileSystemWriter(temporary, per_thread_copy_ahead=0)  # no CUDA in this thread
+            state_dict_saver.save(state, storage_writer=writer, process_group=_host_group())
+            mine = [*temporary.glob(f"__{world.rank}_*")]
+            mine += [temporary / ".metadata"] if world.is_main else []
+            return {path.name: _sha256(path) for path in mine}
+
+        def publish(sums: list[dict[str, str]]) -> None:
+            if not world.is_main:
+                return
+            _write_durably(temporary / "meta.json", json.dumps(record, indent=1))
+            _write_sums(temporary, {name: d for part in sums for name, d in part.items()})
             _sync_folder(temporary)
             if final.exists():  # a damaged one of the same step
                 os.replace(final, root / f".tmp-old-{final.name}")
             os.replace(temporary, final)
             _sync_folder(root)
+            commit(final)
+
+        try:
+            needed = sum(_together(prepare))
+            _together(lambda: check_space(needed))
+            sums = _together(write)
+            _together(lambda: publish(sums))
+        except CheckpointError as error:
+            reason = str(error)
+            # torch's own message hides the cause
+            if root.exists() and shutil.disk_usage(root).free < 1 << 20:
+                reason = NO_SPACE[errno.ENOSPC]
+            if world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(
+                f"checkpoint {final} could not be written: {reason}. Older checkpoints are "
+                "untouched: free space (or lower loop.keep_last) and run the same command again to "
+                "continue from them"
+            ) from None
+        return time.perf_counter()
+
+
+def _range(value: Tensor) -> Tensor:
+    return value.data_range if isinstance(value, FlatRange) else value
+
+
+def _together(work: Callable[[], T]) -> list[T]:
+    """The result of `work` in every process, in the order of ranks. Raises CheckpointError in all
+    where it fails in one."""
+    result, problem = None, ""
+    try:
+        result = work()
     except (Exception, CheckpointException) as error:  # the others wait below, whatever it is
         problem = _reason(error)
-        if shutil.disk_usage(root).free < 1 << 20:  # torch's own message hides the cause
-            problem = "no space left on the device"
-    if world.max([float(bool(problem))])[0]:
-        if world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"checkpoint {final} could not be written: {problem or 'another process failed'}. "
-            "Older checkpoints are untouched: free space (or lower loop.keep_last) and run the "
-            "same command again to continue from them"
-        )
-    return final
+    answers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, (result, problem), group=_host_group())
+    for _, problem in answers:
+        if problem:
+            raise CheckpointError(problem)
+    return [answer for answer, _ in answers]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    """SHA256SUMS of the files that `sums` has, and of meta.json."""
+    sums = {**sums, "meta.json": _sha256(folder / "meta.json")}
+    _write_durably(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def verify(folder: Path, rank: int = 0, world_size: int = 1) -> None:
+    """Compare the `rank`-th of `world_size` shares of a checkpoint's files with its checksums.
+    Raises CheckpointError. A checkpoint of an older version has none."""
+    if not (folder / SUMS).exists():
+        return
+    text = (folder / SUMS).read_text(encoding="utf-8", errors="replace")
+    sums = {line[66:]: line[:64] for line in text.splitlines()}
+    files = {"meta.json", ".metadata", *(path.name for path in folder.glob("*.distcp"))}
+    for name in sorted({*sums, *files})[rank::world_size]:
+        try:
+            if _sha256(folder / name) != sums.get(name):
+                raise CheckpointError(f"{folder / name} is damaged: {SUMS} has another checksum")
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}") from None
 
 
 def _reason(error: BaseException) -> str:
@@ -211,36 +328,36 @@ def _reason(error: BaseException) -> str:
     for failure in failures:
         cause: BaseException | None = failure
         while cause is not None:
-            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-                return "no space left on the device"
+            if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+                return NO_SPACE[cause.errno]
             cause = cause.__cause__ or cause.__context__
     text = str(failures[0]) or type(failures[0]).__name__
     return text.splitlines()[0]
 
 
-def load(engine: Engine, folder: Path) -> dict[str, Any]:
-    """Read a checkpoint of any world size and ZeRO stage into the engine; returns its meta. Raises
-    CheckpointError, and ConfigError where it was imported from another library."""
-    problem = ""
-    try:
-        meta = read_meta(folder)
-    except CheckpointError as error:
-        problem = str(error)
-    if engine.world.max([float(bool(problem))])[0]:  # reading is collective: all or none begin it
-        raise CheckpointError(problem or f"{folder} is not readable by another process")
+def load(
+    engine: Engine, folder: Path, check: Callable[[dict[str, Any]], None] = lambda meta: None
+) -> dict[str, Any]:
+    """Read a checkpoint of any world size and ZeRO stage into the engine; returns its meta, which
+    `check` may refuse first. Raises CheckpointError, and ConfigError where it was imported from
+    another library."""
+    world = engine.world
+    # Reading is collective: all or none begin it
+    meta = _together(lambda: read_meta(folder))[0]
+    _together(lambda: verify(folder, world.rank, world.size))
     if "imported_from" in meta:
         raise ConfigError(
             f"{folder} was imported and holds no optimizer: it can only be fine-tuned, with "
             "pretrained= and another run_dir"
         )
+    check(meta)
+    state = _state(engine, for_save=False)
     try:
-        state_dict_loader.load(
-            _state(engine, for_save=False), checkpoint_id=folder, process_group=_host_group()
+        _together(
+            lambda: state_dict_loader.load(state, checkpoint_id=folder, process_group=_host_group())
         )
-    except (Exception, CheckpointException) as error:
-        problem = _reason(error)
-    if engine.world.max([float(bool(problem))])[0]:
-        raise CheckpointError(f"checkpoint {folder} cannot be read: {problem or 'elsewhere'}")
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
     optimizer = engine.optimizer
     for group, saved in zip(optimizer.param_groups, meta["optimizer"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
@@ -307,6 +424,7 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
     """Every parameter (flat, fp32) and buffer of a checkpoint by name, in one process, without
     DeepSpeed."""
     read_meta(folder)
+    verify(folder)
     reader = FileSystemReader(folder)
     entries = reader.read_metadata().state_dict_metadata
     state: dict[str, Any] = {}
@@ -333,6 +451,7 @@ def write_parameters(root: Path, values: dict[str, Tensor], meta: dict[str, Any]
         state_dict_saver.save(state, checkpoint_id=folder, no_dist=True)
     record = json.dumps({**meta, "step": 0, "world_size": 1, "optimizer": []}, indent=1)
     (folder / "meta.json").write_text(record, encoding="utf-8")
+    _write_sums(folder, {path.name: _sha256(path) for path in folder.iterdir()})
     for name in ("latest", "best"):
         point(root, name, folder)
     return folder
@@ -371,11 +490,13 @@ def point(root: Path, name: str, target: Path) -> None:
     _sync_folder(root)
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` step folders, never what `latest` or `best` name."""
+def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
+    """Remove all but the newest `keep_last` step folders, never what `latest` or `best` name, nor
+    those of a multiple of `keep_every` steps (0: none)."""
     named = {(root / link).resolve() for link in ("latest", "best") if (root / link).exists()}
     for folder in candidates(root)[keep_last:]:
-        if folder.resolve() not in named:
+        milestone = keep_every and int(folder.name.removeprefix("step_")) % keep_every == 0
+        if folder.resolve() not in named and not milestone:
             trash = root / f".tmp-old-{folder.name}"  # a half-removed folder never keeps its name
             os.replace(folder, trash)
             shutil.rmtree(trash, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
@@ -53,20 +54,37 @@ class RunLogger:
         """Append a record (it has `step`) to metrics.jsonl and its numbers to TensorBoard."""
         if not self.enabled:
             return
-        append_jsonl(self.run_dir / "metrics.jsonl", {**record, "time": round(time.time(), 3)})
-        assert self._board is not None
-        for key, value in record.items():
-            if key != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(key, value, record["step"])
-        self._board.flush()
+        self._append("metrics.jsonl", {**record, "time": round(time.time(), 3)})
+        if self._board is None:
+            return
+        try:
+            for key, value in record.items():
+                if key != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(key, value, record["step"])
+            self._board.flush()
+        except OSError as error:
+            self._lost("tensorboard/, until the next start", error)
+            self._board = None  # its thread has ended
 
     def event(self, name: str, **fields: Any) -> None:
         """Append to events.jsonl and say it on the console."""
         if not self.enabled:
             return
         record = {"event": name, "time": round(time.time(), 3), **fields}
-        append_jsonl(self.run_dir / "events.jsonl", record)
+        self._append("events.jsonl", record)
         self.say(f"[{name}] " + " ".join(f"{k}={v}" for k, v in fields.items()))
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        try:
+            append_jsonl(self.run_dir / name, record)
+        except OSError as error:
+            self._lost(f"{name}: {record}", error)
+
+    def _lost(self, what: str, error: OSError) -> None:
+        """A full disk does not end a training; another error does."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        self.say(f"{error.strerror}: lost in {what}")
 
     def say(self, text: str) -> None:
         """Print a line on the console."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +25,11 @@ from w2v2dist.keyed import keyed_rng, keyed_seed
 from w2v2dist.logging import RunLogger
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
-from w2v2dist.run_folder import locked, log_batch, prepare_run_folder
+from w2v2dist.run_folder import locked, log_batch, prepare_run_folder, refused_changes
 from w2v2dist.schedules import ScheduleConfig, learning_rate
 from w2v2dist.watchdog import Watchdog
+
+SAVE_ATTEMPTS = 3  # in a row; the last must succeed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +41,8 @@ class LoopConfig:
     validate_every: int = 5_000
     save_every: int = 5_000
     keep_last: int = 3  # checkpoints, besides latest and best
+    keep_every: int = 0  # checkpoints of a multiple of so many steps are kept for ever; 0: none
+    async_save: bool = True  # training waits for a copy in host memory only, not for the disk
     log_samples: bool = False  # logs/samples-RANK.jsonl: what every step used
     num_threads: int = 0  # of a process on the CPU; 0 leaves the choice to torch
     timeout_s: int = 1800  # of a collective operation
@@ -55,8 +60,9 @@ class LoopConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-        if self.stall_timeout_s < 0:
-            raise ValueError(f"stall_timeout_s is {self.stall_timeout_s} but must be at least 0")
+        for name in ("stall_timeout_s", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +112,17 @@ class Task(Protocol):
 
 
 @dataclass(slots=True)
+class _Pending:
+    """A save that has begun; `started` and the value of `written` are of time.perf_counter()."""
+
+    step: int
+    improved: bool
+    written: Future[float]
+    started: float
+    pause: float  # seconds that training waited for it
+
+
+@dataclass(slots=True)
 class _Run:
     """The parts of a training in progress."""
 
@@ -119,9 +136,14 @@ class _Run:
     rounds: list[int | None]
     valid: ShardIndex | None
     valid_micro: list[MicroBatch]
+    saver: checkpoint.Saver
     best: float = float("inf")
     bad: set[str] = field(default_factory=set)  # utterances that could not be used, by key
-    saved_step: int = -1
+    best_before: float = float("inf")  # the last validation, which waits for the save in flight
+    saved_step: int = -1  # durable
+    pending: _Pending | None = None
+    num_failed_saves: int = 0  # in a row
+    retry_step: int | None = None  # of a failed save
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -163,7 +185,11 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         num_rounds = virtual.num_rounds(world.size)
         engine = Engine(task.model, config.engine, config.optimizer, num_rounds, world)
         slots = virtual.slots(world.rank, world.size)
-        run = _Run(config, task, engine, world, logger, watchdog, index, slots, valid, valid_micro)
+        saver = checkpoint.Saver(engine, run_dir / "checkpoints")
+        stack.callback(saver.close)
+        run = _Run(
+            config, task, engine, world, logger, watchdog, index, slots, valid, valid_micro, saver
+        )
         first = _resume(run) + 1
         if first > config.loop.max_steps:
             logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
@@ -229,14 +255,29 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         waited += time.perf_counter() - before
         # The number that the loss is divided by is known before the first backward pass
         bad = {str(record["key"]) for b in micro for record in b.bad}
-        total, samples, bad_total = world.sum(
-            [sum(b.num_targets for b in micro), sum(b.audio_samples for b in micro), len(bad)]
+        written = run.pending is not None and run.pending.written.done()
+        total, samples, bad_total, num_written = world.sum(
+            [
+                sum(b.num_targets for b in micro),
+                sum(b.audio_samples for b in micro),
+                len(bad),
+                written,
+            ]
         )
+        if num_written == world.size:
+            _finish_save(run)
         flag.signal_number = int(world.max([flag.signal_number])[0])
         if flag.signal_number:
+            _finish_save(run)
             if run.saved_step != step - 1 and step > 1:
-                save(run, step - 1)
-            run.logger.event("preempted", step=step - 1, signal=flag.signal_number)
+                save(run, step - 1, final=True)
+            waited = time.monotonic() - flag.arrived if flag.arrived else 0.0
+            run.logger.event(
+                "preempted",
+                step=step - 1,
+                signal=flag.signal_number,
+                seconds_to_save=round(world.max([waited])[0], 3),
+            )
             return "preempted"
         for batch in micro:
             log_batch(Path(run.config.run_dir), world.rank, batch, samples=loop.log_samples)
@@ -254,8 +295,9 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         last = step == loop.max_steps
         before = time.perf_counter()
         improved = (step % loop.validate_every == 0 or last) and _validate_and_compare(run, step)
-        if improved or last or step % loop.save_every == 0:
-            save(run, step, improved=improved)
+        retry = run.retry_step is not None and step >= run.retry_step
+        if improved or last or retry or step % loop.save_every == 0:
+            save(run, step, improved=improved, final=last)
         started += time.perf_counter() - before  # seconds are those of training
     run.logger.event("finished", step=loop.max_steps)
     return "finished"
@@ -362,6 +404,7 @@ def _validate_and_compare(run: _Run, step: int) -> bool:
     """Validate, log, and say whether this is the best model so far."""
     if run.valid is None:
         return False
+    _finish_save(run)  # whether that one is the best is known then; and no thread is forked
     values = {f"valid/{k}": v for k, v in validate(run, step).items()}
     run.logger.metrics({"step": step, **values})
     score = values[run.task.best_metric]
@@ -369,14 +412,21 @@ def _validate_and_compare(run: _Run, step: int) -> bool:
     run.logger.say(
         f"step {step}  {run.task.best_metric} {score:.4f}{'  (best)' if improved else ''}"
     )
-    run.best = min(run.best, score)
+    run.best_before, run.best = run.best, min(run.best, score)
     return improved
 
 
-def save(run: _Run, step: int, *, improved: bool = False) -> None:
-    """Save on all processes together; then move `latest` and, for an improved model, `best`."""
-    run.watchdog.progress()
-    started = time.perf_counter()
+def save(run: _Run, step: int, *, improved: bool = False, final: bool = False) -> None:
+    """Begin to save on all processes together; `latest`, and `best` for an improved model, name it
+    once it is durable. Returns then where `final`, or else when training may go on.
+
+    A save that fails is an event and tried again some steps later; CheckpointError where it is
+    `final` or the last of SAVE_ATTEMPTS.
+    """
+    _finish_save(run)
+    loop, root = run.config.loop, run.root
+    final = final or run.num_failed_saves == SAVE_ATTEMPTS - 1
+    run.retry_step = None
     meta = {
         "version": __version__,
         "best": None if run.best == float("inf") else run.best,
@@ -384,35 +434,65 @@ def save(run: _Run, step: int, *, improved: bool = False) -> None:
         "index_fingerprint": run.index.fingerprint,
         "config": to_dict(run.config),
     }
-    folder = checkpoint.save(run.engine, run.root, step, meta)
-    run.saved_step = step
-    if run.world.is_main:
-        checkpoint.point(run.root, "latest", folder)
-        if improved:
-            checkpoint.point(run.root, "best", folder)
-        checkpoint.prune(run.root, run.config.loop.keep_last)
-    run.world.barrier()
+
+    def commit(folder: Path) -> None:
+        for name in ("latest", "best") if improved else ("latest",):
+            checkpoint.point(root, name, folder)
+        checkpoint.prune(root, loop.keep_last, loop.keep_every)
+
+    run.watchdog.progress()
+    started = time.perf_counter()
+    written = run.saver.begin(step, meta, commit, copy=loop.async_save)
+    run.pending = _Pending(step, improved, written, started, time.perf_counter() - started)
+    if final or not loop.async_save:
+        _finish_save(run, final=final)
+
+
+def _finish_save(run: _Run, *, final: bool = False) -> None:
+    """Wait for the save in flight, if there is one, and log what became of it. Raises
+    CheckpointError where it failed and was `final`."""
+    if run.pending is None:
+        return
+    pending, run.pending = run.pending, None
+    run.watchdog.progress()
+    before = time.perf_counter()
+    try:
+        durable = pending.written.result()
+    except checkpoint.CheckpointError as error:
+        run.num_failed_saves += 1
+        run.logger.event("save_failed", step=pending.step, reason=str(error))
+        if final:
+            raise
+        run.retry_step = pending.step + max(1, run.config.loop.save_every // 10)
+        if pending.improved:  # there is no such checkpoint
+            run.best = run.best_before
+        return
+    run.num_failed_saves, run.saved_step = 0, pending.step
+    pending.pause += time.perf_counter() - before
     run.logger.event(
-        "saved", step=step, seconds=round(time.perf_counter() - started, 3), best=improved
+        "saved",
+        step=pending.step,
+        seconds=round(durable - pending.started, 3),
+        pause_seconds=round(pending.pause, 3),
+        best=pending.improved,
     )
 
 
 def _resume(run: _Run) -> int:
     """Load the newest checkpoint that can be read; returns its step, 0 for a fresh run."""
+    _finish_save(run)
     # Rank 0's view of the file system decides: another's may be older
     folders = run.world.gather(checkpoint.candidates(run.root))[0]
     for folder in folders:
+
+        def check(meta: dict[str, Any], folder: Path = folder) -> None:
+            _check_same_run(run, folder, meta)
+
         try:
-            meta = checkpoint.load(run.engine, folder)
+            meta = checkpoint.load(run.engine, folder, check)
         except checkpoint.CheckpointError as error:
             run.logger.event("checkpoint_damaged", path=str(folder), reason=str(error))
             continue
-        if meta["index_fingerprint"] != run.index.fingerprint:
-            raise ConfigError(
-                f"{folder} was trained on shards with fingerprint {meta['index_fingerprint']} "
-                f"but data.train has {run.index.fingerprint}: use the same shards, or another "
-                "run_dir for a new run"
-            )
         run.best = float("inf") if meta["best"] is None else float(meta["best"])
         run.bad, run.saved_step = set(meta["bad"]), int(meta["step"])
         if run.world.is_main:  # the newest readable one may be another than before
@@ -435,6 +515,21 @@ def _resume(run: _Run) -> int:
         "start", world_size=run.world.size, num_parameters=sum(_sizes(run.engine.module))
     )
     return 0
+
+
+def _check_same_run(run: _Run, folder: Path, meta: dict[str, Any]) -> None:
+    """Raise ConfigError where a checkpoint is of other data or of another run's configuration."""
+    if meta["index_fingerprint"] != run.index.fingerprint:
+        raise ConfigError(
+            f"{folder} was trained on shards with fingerprint {meta['index_fingerprint']} "
+            f"but data.train has {run.index.fingerprint}: use the same shards, or another "
+            "run_dir for a new run"
+        )
+    if lines := refused_changes(run.config, meta["config"]):
+        raise ConfigError(
+            f"{folder} is a checkpoint of another configuration:\n{lines}\nmove it out of "
+            "run_dir, or continue the run that it belongs to"
+        )
 
 
 def _sizes(module: nn.Module) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -13,14 +14,17 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again to continu
 
 
 class PreemptionFlag:
-    """The number of the last signal of SIGNALS that this process received, 0 for none."""
+    """The number of the last signal of SIGNALS that this process received, 0 for none, and the
+    time.monotonic() of the first."""
 
     def __init__(self) -> None:
         self.signal_number = 0
+        self.arrived: float | None = None
 
     def set(self, number: int, frame: FrameType | None = None) -> None:
-        """Signal handler: remember the signal, do nothing else."""
+        """Signal handler: remember the signal and when it came, do nothing else."""
         self.signal_number = max(self.signal_number, int(number))
+        self.arrived = self.arrived or time.monotonic()
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[PreemptionFlag]:

@@ -27,6 +27,8 @@ MAY_CHANGE = (
     "loop.validate_every",
     "loop.save_every",
     "loop.keep_last",
+    "loop.keep_every",
+    "loop.async_save",
     "loop.log_samples",
     "loop.num_threads",
     "loop.timeout_s",
@@ -92,23 +94,26 @@ def holder(run_dir: Path) -> str:
     return ""
 
 
+def refused_changes(config: Any, old: dict[str, Any]) -> str:
+    """A line for every key that differs from `old` and may not; "" where there is none."""
+    # A key that an older version did not have had its default
+    defaults = to_dict(type(config)(run_dir=config.run_dir))
+    changed = diff(merge(defaults, old), to_dict(config))
+    refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
+    return "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
+
+
 def prepare_run_folder(config: Any, fingerprint: str) -> None:
     """Write config.yaml and environment.json of a new run; refuse a changed configuration of an old
     one."""
     run_dir = Path(config.run_dir)
     resolved = run_dir / "config.yaml"
-    if resolved.exists():
-        # A key that an older version did not have had its default
-        defaults = to_dict(type(config)(run_dir=config.run_dir))
-        changed = diff(merge(defaults, read_yaml(resolved)), to_dict(config))
-        refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
-        if refused:
-            lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
-            raise ConfigError(
-                f"{run_dir} is a run with another configuration:\n{lines}\nuse another run_dir "
-                f"for a new run, or the "
-                "old values to continue this one (docs/resume.md lists the keys that may change)"
-            )
+    if resolved.exists() and (lines := refused_changes(config, read_yaml(resolved))):
+        raise ConfigError(
+            f"{run_dir} is a run with another configuration:\n{lines}\nuse another run_dir "
+            f"for a new run, or the "
+            "old values to continue this one (docs/resume.md lists the keys that may change)"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "logs").mkdir(exist_ok=True)
     temporary = run_dir / ".config.yaml.tmp"

@@ -55,7 +55,9 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "attempts": len(starts),
         "world_sizes": [size for size, _ in itertools.groupby(sizes)],
         "checkpoint_step": max(saved, default=None),
-        "saving_seconds": sum(e["seconds"] for e in events if e["event"] == "saved"),
+        "saving_seconds": sum(
+            e.get("pause_seconds", e["seconds"]) for e in events if e["event"] == "saved"
+        ),
         "restart_seconds": _restart_seconds([*records, *events]),
         "repeated_steps": repeated,
         "skipped_utterances": max(

@@ -193,9 +193,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     train(config, 1)
     expected, root = losses(tmp_path / "run"), tmp_path / "run" / "checkpoints"
     data = max((root / "step_00000006").glob("*.distcp"), key=lambda p: p.stat().st_size)
-    os.truncate(data, data.stat().st_size // 2)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
     train(config, 1)
-    assert event(tmp_path / "run", "checkpoint_damaged")["path"].endswith("step_00000006")
+    damaged = event(tmp_path / "run", "checkpoint_damaged")
+    assert damaged["path"].endswith("step_00000006")
+    assert data.name in damaged["reason"]
     assert event(tmp_path / "run", "resumed")["step"] == 3
     assert losses(tmp_path / "run") == expected
     for path in root.glob("step_*/.metadata"):
@@ -236,6 +240,45 @@ def test_no_space_left_while_saving_keeps_the_older_checkpoint(
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True, timeout=20)
     train(config, 1)
     assert event(run, "resumed")["step"] == int(steps[-1][5:])
+
+
+def test_a_save_that_found_no_space_is_tried_again(
+    shards: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    run = small_disk / "run"
+    # The first validation is the best so far: saved at step 6, tried again 10 steps later
+    loop = {"save_every": 100, "validate_every": 6, "max_steps": 17}
+    config = write_config(tmp_path, "pretrain", shards, run_dir=str(run), loop=loop)
+    (small_disk / "filler").write_bytes(bytes(8_000_000))
+    process = start(config, 1)[0]
+    try:
+        while process.poll() is None and not any(
+            e["event"] == "save_failed" for e in read_jsonl(run / "events.jsonl")
+        ):
+            time.sleep(0.05)
+        (small_disk / "filler").unlink()
+    finally:
+        codes, output = finish([process])
+    assert codes == [0], output[-3000:]
+    failed = event(run, "save_failed")
+    assert failed["step"] == 6
+    assert "no space left on the device" in failed["reason"]
+    saved = [e["step"] for e in read_jsonl(run / "events.jsonl") if e["event"] == "saved"]
+    assert {16, 17} <= set(saved)
+    assert (run / "checkpoints" / "latest").resolve().name == "step_00000017"
+
+
+def test_a_checkpoint_of_another_run_is_refused(shards: Path, tmp_path: Path) -> None:
+    other = write_config(tmp_path, "pretrain", shards, run_dir=str(tmp_path / "other"))
+    train(other, 1, "seed=2", "model.num_layers=2", "loop.max_steps=1")
+    config = write_config(tmp_path, "pretrain", shards)
+    train(config, 1, "loop.save_every=1")
+    name = "checkpoints/step_00000001"
+    shutil.copytree(tmp_path / "other" / name, tmp_path / "run" / "checkpoints" / "step_00000009")
+    output = fail(config)
+    assert "step_00000009 is a checkpoint of another configuration" in output
+    assert "seed: 2 -> 1" in output
+    assert "model.num_layers: 2 -> 3" in output
 
 
 @pytest.mark.parametrize(

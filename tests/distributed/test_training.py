@@ -75,8 +75,10 @@ def test_a_signal_saves_and_the_same_command_continues_at_another_world_size(
     processes[1].send_signal(signal.SIGTERM)
     codes, output = finish(processes)
     assert codes == [75, 75], output[-3000:]
-    saved = event(tmp_path / "run", "preempted")["step"]
+    preempted = event(tmp_path / "run", "preempted")
+    saved, seconds = preempted["step"], event(tmp_path / "run", "saved")["seconds"]
     assert 1 <= saved < 6
+    assert preempted["seconds_to_save"] >= seconds > 0
     train(config, 3, "engine.zero_stage=3")
     resumed = event(tmp_path / "run", "resumed")
     assert (resumed["step"], resumed["old_world_size"], resumed["new_world_size"]) == (saved, 2, 3)
