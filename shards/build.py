@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 from shards import encode
 from shards.encode import ShardReport, build_shard
 from shards.layouts import LAYOUTS, Problem, Recording, scan
-from w2v2dist.data.index import atomic, write_index
+from w2v2dist.data.index import ShardEntry, atomic, write_index
 
 BYTES_PER_SECOND = 18_600  # speech as 16 kHz FLAC, the mean of LibriSpeech
 BYTES_PER_UTTERANCE = 2_560  # headers of two tar members, padding, labels
@@ -126,12 +126,12 @@ def build(args: argparse.Namespace) -> None:
     for k in range(len(plan.groups)):
         report = ShardReport.read(_report_path(args, k), plan.identity)
         if report is not None:
-            reports[k] = report
+            reports[k] = report.without_rows()
     if reports:
         console.print(f"{len(reports)} of {len(plan.groups)} shards are there already")
     check_bad(args, problems, reports)
     make_shards(args, plan, recordings, problems, reports)
-    finish(args, problems, [reports[k] for k in sorted(reports)])
+    finish(args, plan, problems, reports)
 
 
 def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
@@ -245,7 +245,7 @@ def make_shards(
             while futures:
                 finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    reports[futures.pop(future)] = future.result()
+                    reports[futures.pop(future)] = future.result().without_rows()
                 if finished:
                     check_bad(args, problems, reports)
                 hours = done.value / 3600
@@ -262,27 +262,42 @@ def make_shards(
         pool.shutdown(cancel_futures=True)
 
 
-def finish(args: argparse.Namespace, problems: list[Problem], reports: list[ShardReport]) -> None:
+def finish(
+    args: argparse.Namespace, plan: Plan, problems: list[Problem], reports: dict[int, ShardReport]
+) -> None:
     """Write the index and say what is in it. Raises ValueError where there is nothing."""
-    bad = check_bad(args, problems, dict(enumerate(reports)))
-    entries = [r.entry for r in reports if r.entry is not None]
-    num_samples = sum(sum(entry.num_samples) for entry in entries)
-    speakers = {s for entry in entries for s in entry.speakers}
+    bad = check_bad(args, problems, reports)
+    shards = [k for k in sorted(reports) if reports[k].entry is not None]
+    if not shards:
+        raise ValueError(f"no recording could be used: see {args.output / 'skipped.jsonl'}")
     summary: dict[str, Any] = {
-        "hours": round(num_samples / 16_000 / 3600, 4),
-        "utterances": sum(len(entry.keys) for entry in entries),
-        "with_text": sum(r.num_with_text for r in reports),
-        "speakers": len(speakers - {None}),
-        "shards": len(entries),
-        "bytes": sum(entry.bytes for entry in entries),
-        "recordings_cut": sum(r.num_cut for r in reports),
-        "texts_dropped_by_cutting": sum(r.num_texts_dropped for r in reports),
-        "hours_of_silence_left_out": round(sum(r.silence_s for r in reports) / 3600, 4),
+        "hours": 0.0,
+        "utterances": 0,
+        "with_text": sum(r.num_with_text for r in reports.values()),
+        "speakers": 0,
+        "shards": len(shards),
+        "bytes": 0,
+        "recordings_cut": sum(r.num_cut for r in reports.values()),
+        "texts_dropped_by_cutting": sum(r.num_texts_dropped for r in reports.values()),
+        "hours_of_silence_left_out": round(sum(r.silence_s for r in reports.values()) / 3600, 4),
         "skipped": len(bad),
     }
-    if not entries:
-        raise ValueError(f"no recording could be used: see {args.output / 'skipped.jsonl'}")
-    fingerprint = write_index(args.output, args.name, entries, summary)
+
+    def entries() -> Iterator[ShardEntry]:
+        num_samples, speakers = 0, set()
+        for k in shards:
+            report = ShardReport.read(_report_path(args, k), plan.identity)
+            if report is None or report.entry is None:
+                raise ValueError(f"shard {k} changed while it was indexed: run the command again")
+            summary["utterances"] += len(report.entry.keys)
+            summary["bytes"] += report.entry.bytes
+            num_samples += sum(report.entry.num_samples)
+            speakers.update(report.entry.speakers)
+            yield report.entry
+        summary["hours"] = round(num_samples / 16_000 / 3600, 4)
+        summary["speakers"] = len(speakers - {None})
+
+    fingerprint = write_index(args.output, args.name, entries(), summary)
     for key, value in summary.items():
         console.print(f"{key.replace('_', ' '):>26}  {value:,}", markup=False)
     for reason, count in Counter(p.reason.partition(":")[0] for p in bad).most_common():

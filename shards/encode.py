@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,11 @@ class ShardReport:
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return report if whole and report.plan == plan else None
+
+    def without_rows(self) -> ShardReport:
+        """The report without its list of utterances, which `read` finds on the disk again."""
+        e = self.entry
+        return replace(self, entry=e and ShardEntry(path=e.path, bytes=e.bytes, sha256=e.sha256))
 
 
 def build_shard(output: Path, name: str, recordings: list[Recording], plan: str) -> ShardReport:

@@ -35,6 +35,7 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = task.model.to(device).eval()
     index = open_index(data or config.data.valid, "data.valid")
+    index.check_shard_sizes()
     micro = validation_batches(index, config.data, crop=False)
     if not micro:
         raise ConfigError(f"the shards {data or config.data.valid} hold no utterances")

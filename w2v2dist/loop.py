@@ -171,6 +171,7 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
     index = open_index(config.data.train, "data.train")
     order = DataOrder(index, config.data, config.seed, task.crop)
     valid, valid_micro = _open_validation(config, task.crop)
+    check_shards(world, index, valid)
     run_dir = Path(config.run_dir)
     with contextlib.ExitStack() as stack:
         if world.is_main:
@@ -214,9 +215,24 @@ def open_index(folders: str | None, key: str) -> ShardIndex:
         raise ConfigError(
             f"{key} is not set: build shards with shards/build.py and pass {key}=FOLDER"
         )
-    index = ShardIndex.load_many(folders)
-    index.check_shard_sizes()
-    return index
+    return ShardIndex.load_many(folders)
+
+
+def check_shards(world: World, *indexes: ShardIndex | None) -> None:
+    """Raise ConfigError on every rank where shards are missing or differ in size.
+
+    Rank 0 alone looks: thousands of files times hundreds of ranks would be a storm of requests.
+    """
+    problem = None
+    if world.is_main:
+        try:
+            for index in indexes:
+                if index is not None:
+                    index.check_shard_sizes()
+        except ValueError as error:
+            problem = str(error)
+    if (found := world.gather(problem)[0]) is not None:
+        raise ConfigError(found)
 
 
 def _open_validation(

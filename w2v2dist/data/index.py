@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,55 +90,95 @@ def index_shard(path: Path) -> ShardEntry:
 
 
 def write_index(
-    folder: Path, name: str, shards: Sequence[ShardEntry], summary: dict[str, Any]
+    folder: Path, name: str, shards: Iterable[ShardEntry], summary: dict[str, Any]
 ) -> str:
-    """Write the index of `shards`, tars in `folder`; returns its fingerprint."""
-    speakers = sorted({s for shard in shards for s in shard.speakers if s is not None})
-    number = {s: i for i, s in enumerate(speakers)}
-    parts: dict[str, list[Column]] = {c: [np.zeros(0, dtype)] for c, dtype in COLUMNS.items()}
-    for position, shard in enumerate(shards):
-        for column, dtype in COLUMNS.items():
-            values: Sequence[int]
-            if column == "shard":
-                values = [position] * len(shard.keys)
-            elif column == "speaker":
-                values = [-1 if s is None else number[s] for s in shard.speakers]
-            else:
-                values = getattr(shard, column)
-            parts[column].append(np.asarray(values, dtype))
-    columns = {column: np.concatenate(values) for column, values in parts.items()}
-    encoded = [key.encode() for shard in shards for key in shard.keys]
-    columns["key_end"] = np.cumsum([len(key) for key in encoded], dtype="<u8")
-    keys = b"".join(encoded)
-    for column, array in columns.items():
-        with atomic(folder / f"index.{column}.npy") as file:
-            np.save(file, array)
-    with atomic(folder / "index.keys.txt") as file:
-        file.write(keys)
-    names = [shard.path for shard in shards]
+    """Write the index of `shards`, tars in `folder`; returns its fingerprint.
+
+    One shard at a time is in memory; `summary` is written last, so that `shards` may count in it.
+    """
+    described: list[dict[str, Any]] = []
+    numbers: dict[str | None, int] = {None: -1}  # of the speakers, as they come
+    said_by: list[Column] = [np.zeros(0, np.int32)]
+    num_bytes = 0
+    with ExitStack() as stack:
+        files = {
+            column: stack.enter_context(atomic(folder / f"index.{column}.npy"))
+            for column in (*COLUMNS, "key_end")
+        }
+        keys = stack.enter_context(atomic(folder / "index.keys.txt"))
+        for column, file in files.items():
+            _write_header(file, column, 0)
+        for position, shard in enumerate(shards):
+            encoded = [key.encode() for key in shard.keys]
+            keys.write(b"".join(encoded))
+            ends = num_bytes + np.cumsum([len(key) for key in encoded], dtype="<u8")
+            num_bytes += sum(map(len, encoded))
+            said_by.append(
+                np.array([numbers.setdefault(s, len(numbers) - 1) for s in shard.speakers], "<i4")
+            )
+            special = {"shard": [position] * len(encoded), "key_end": ends, "speaker": []}
+            for column, file in files.items():
+                values = special[column] if column in special else getattr(shard, column)
+                file.write(np.asarray(values, _dtype(column)).tobytes())
+            described.append(
+                {
+                    "path": shard.path,
+                    "num_utterances": len(encoded),
+                    "bytes": shard.bytes,
+                    "sha256": shard.sha256,
+                }
+            )
+        speakers = sorted(s for s in numbers if s is not None)
+        sorted_number = np.full(len(numbers), -1, "<i4")  # the last: unknown, -1
+        sorted_number[[numbers[s] for s in speakers]] = np.arange(len(speakers))
+        files["speaker"].write(sorted_number[np.concatenate(said_by)].tobytes())
+        num_utterances = sum(shard["num_utterances"] for shard in described)
+        for column, file in files.items():
+            _write_header(file, column, num_utterances)
+            file.flush()
+        keys.flush()
+        columns = {column: np.load(file.name, mmap_mode="r") for column, file in files.items()}
+        fingerprint = _fingerprint(
+            columns, _open_keys(Path(keys.name)), [shard["path"] for shard in described]
+        )
+        num_samples_total = int(columns["num_samples"].sum(dtype=np.int64))
     content = {
         "version": VERSION,
         "name": name,
-        "num_samples_total": int(columns["num_samples"].sum(dtype=np.int64)),
-        "num_utterances": len(encoded),
-        "shards": [
-            {"path": s.path, "num_utterances": len(s.keys), "bytes": s.bytes, "sha256": s.sha256}
-            for s in shards
-        ],
+        "num_samples_total": num_samples_total,
+        "num_utterances": num_utterances,
+        "shards": described,
         "speakers": speakers,
-        "fingerprint": _fingerprint(columns, keys, names),
+        "fingerprint": fingerprint,
         "summary": summary,
     }
     with atomic(folder / "index.json") as file:  # last: a folder with an index.json is complete
         file.write(json.dumps(content, indent=1).encode())
-    return str(content["fingerprint"])
+    return fingerprint
 
 
-def _fingerprint(columns: dict[str, Column], keys: bytes, shard_names: Sequence[str]) -> str:
+def _dtype(column: str) -> str:
+    return COLUMNS.get(column, "<u8")
+
+
+def _write_header(file: BinaryIO, column: str, count: int) -> None:
+    """The header of a .npy file; numpy gives it the same size for any count."""
+    file.seek(0)
+    header = {"descr": _dtype(column), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _open_keys(path: Path) -> Column:
+    """The bytes of a file of keys; an empty file cannot be mapped."""
+    empty = np.zeros(0, np.uint8)
+    return np.memmap(path, np.uint8, mode="r") if path.stat().st_size else empty
+
+
+def _fingerprint(columns: dict[str, Column], keys: Column, shard_names: Sequence[str]) -> str:
     digest = hashlib.sha256("\n".join(shard_names).encode())
     for column in [*COLUMNS, "key_end"]:
         digest.update(np.ascontiguousarray(columns[column]).data)
-    digest.update(keys)
+    digest.update(keys.data)
     return digest.hexdigest()[:16]
 
 
@@ -216,9 +257,7 @@ class ShardIndex:
             raise ValueError(
                 f"the shard index {path} cannot be used ({error}): delete it and {REBUILD}"
             ) from None
-        empty = np.zeros(0, np.uint8)
-        keys = np.memmap(folder / "index.keys.txt", np.uint8, mode="r") if num_bytes else empty
-        index._keys = [(0, columns["key_end"], keys)]
+        index._keys = [(0, columns["key_end"], _open_keys(folder / "index.keys.txt"))]
         return index
 
     @classmethod
@@ -276,7 +315,8 @@ class ShardIndex:
 
     def check_shard_sizes(self) -> None:
         """Raise ValueError naming shards that are missing or differ in size, and the remedy."""
-        found = (self.shard_problem(k) for k in range(len(self.shard_paths)))
+        with ThreadPoolExecutor(32) as pool:  # a network file system answers many at a time
+            found = list(pool.map(self.shard_problem, range(len(self.shard_paths))))
         problems = [problem for problem in found if problem is not None]
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
@@ -285,9 +325,10 @@ class ShardIndex:
     def shard_problem(self, k: int) -> str | None:
         """What is wrong with the size of shard `k`, and the remedy; None where nothing is."""
         path, stated = self.shard_paths[k], self.shard_bytes[k]
-        if not path.exists():
+        try:
+            actual = path.stat().st_size
+        except FileNotFoundError:
             return f"shard {path} is missing: copy it again, or {REBUILD}"
-        actual = path.stat().st_size
         if actual == stated:
             return None
         what = "was cut short" if actual < stated else "is another file than the indexed one"
@@ -300,7 +341,7 @@ class ShardIndex:
         """What the fingerprint of one folder's index shows (reads all columns); None: nothing."""
         columns = {c: getattr(self, c) for c in COLUMNS} | {"key_end": self._keys[0][1]}
         names = [path.name for path in self.shard_paths]
-        actual = _fingerprint(columns, self._keys[0][2].tobytes(), names)
+        actual = _fingerprint(columns, self._keys[0][2], names)
         if actual == self.fingerprint:
             return None
         folder = self.shard_paths[0].parent if self.shard_paths else "the folder"

@@ -8,6 +8,8 @@ the s-th. Nothing here reads audio.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from w2v2dist.keyed import keyed_rng
 
 Array = npt.NDArray[np.int64]
 SAMPLE_RATE = 16_000
+DRAWN_AT_ONCE = 1 << 20  # speeds; the same draws in blocks of any size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +83,15 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class _Window:
+    """The micro-batches of a slot's window in order: the k-th begins at row cuts[k]."""
+
+    ids: Array
+    percent: Array
+    cuts: Array
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """The utterances of one slot at one step: index rows, at what speed each is played, and what
     part of it is used (in samples at that speed)."""
@@ -110,17 +122,13 @@ class DataOrder:
         self.index, self.config, self.seed, self.crop = index, config, seed, crop
         percents = [round(100 * speed) for speed in config.speed_perturbation]
         self._percents = np.array(percents)
-        keep = played(index.num_samples, max(percents)) >= config.min_samples
-        if not crop:
-            keep &= played(index.num_samples, min(percents)) <= config.max_crop
-        self._eligible = keep
-        # Utterances of each shard that pass the length filter
-        self._count = np.array(
-            [
-                int(keep[a:b].sum())
-                for a, b in zip(index.shard_first[:-1], index.shard_first[1:], strict=True)
-            ]
-        )
+        # The recordings whose length is within the limits at all speeds, by their own samples
+        self._least = -(-config.min_samples * max(percents) // 100)
+        self._most = None if crop else ((config.max_crop + 1) * min(percents) - 1) // 100
+        # Utterances of each shard that pass the length filter. Nothing of the length of the index
+        # is kept: every process and data worker of a node would hold its own.
+        shards = itertools.pairwise(index.shard_first.tolist())
+        self._count = np.array([np.count_nonzero(self._eligible(*s)) for s in shards], np.int64)
         self.num_eligible = int(self._count.sum())
         if self.num_eligible < config.virtual_world_size:
             raise ValueError(
@@ -130,15 +138,13 @@ class DataOrder:
                 f"one: add audio, or "
                 "lower data.virtual_world_size or data.min_samples"
             )
-        self._speed_of_epoch: dict[int, npt.NDArray[np.uint8]] = {}
-        self._first_of_epoch: dict[int, list[int]] = {}
-        self._plans: dict[tuple[int, int], list[Array]] = {}
+        self._ends: dict[int, list[int]] = {}  # slot -> its last step in each window of its stream
+        self._number: dict[int, int] = {}  # slot -> the window it is in, counted through epochs
+        self._window: dict[int, _Window] = {}
 
     def micro_batch(self, step: int, slot: int) -> MicroBatch:
         """The micro-batch of a slot at a step; steps before it are not visited, only counted."""
-        epoch, position = self._locate(step, slot)
-        ids = self._plan(epoch, slot)[position]
-        percent = self._speeds(epoch, ids)
+        epoch, ids, percent = self._find(step, slot)
         full = played(self.index.num_samples[ids], percent)
         if not self.crop:
             return MicroBatch(step, slot, epoch, ids, np.zeros_like(full), full, percent)
@@ -151,67 +157,99 @@ class DataOrder:
         sizes = np.full(len(ids), size)
         return MicroBatch(step, slot, epoch, ids, np.array(starts), sizes, percent)
 
+    def _eligible(self, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """Which of the rows first … last - 1 of the index pass the length filter."""
+        sizes = np.asarray(self.index.num_samples)[first:last]  # slices of a memmap are slow
+        return (sizes >= self._least) & (True if self._most is None else sizes <= self._most)
+
     def _speeds(self, epoch: int, ids: Array) -> Array:
         """Percent of its speed at which each utterance is played in an epoch."""
         if len(self._percents) == 1:
             return np.full(len(ids), self._percents[0])
-        if epoch not in self._speed_of_epoch:
-            if len(self._speed_of_epoch) > 2:  # slots are at neighbouring epochs
-                self._speed_of_epoch.pop(next(iter(self._speed_of_epoch)))
-            rng = keyed_rng(self.seed, "speed", epoch)
-            drawn = rng.integers(len(self._percents), size=len(self.index.num_samples))
-            self._speed_of_epoch[epoch] = drawn.astype(np.uint8)
-        return self._percents[self._speed_of_epoch[epoch][ids]]
+        rng = keyed_rng(self.seed, "speed", epoch)
+        drawn = np.empty(len(self.index), np.uint8)
+        for first in range(0, len(drawn), DRAWN_AT_ONCE):
+            block = drawn[first : first + DRAWN_AT_ONCE]
+            block[:] = rng.integers(len(self._percents), size=len(block))
+        return self._percents[drawn[ids]]
 
-    def _locate(self, step: int, slot: int) -> tuple[int, int]:
-        """Epoch of the slot's stream and position inside it."""
-        first = self._first_of_epoch.setdefault(slot, [0])
-        while first[-1] < step:
-            first.append(first[-1] + len(self._plan(len(first) - 1, slot)))
-        epoch = int(np.searchsorted(first, step - 1, side="right")) - 1
-        return epoch, step - 1 - first[epoch]
+    def _range(self, slot: int) -> tuple[int, int]:
+        """The slot's part of the line of eligible utterances: the first, and the last + 1."""
+        low, high = (
+            self.num_eligible * s // self.config.virtual_world_size for s in (slot, slot + 1)
+        )
+        return low, high
 
     def _slot_ids(self, epoch: int, slot: int) -> Array:
         """Eligible utterances of the slot's range of the epoch's line of shards."""
         shards = keyed_rng(self.seed, "shards", epoch).permutation(len(self._count))
         ends = np.cumsum(self._count[shards])
-        low, high = (
-            self.num_eligible * s // self.config.virtual_world_size for s in (slot, slot + 1)
-        )
+        low, high = self._range(slot)
         parts = []
         for k in range(int(np.searchsorted(ends, low, side="right")), len(shards)):
             start = int(ends[k] - self._count[shards[k]])
             if start >= high:
                 break
             first, last = (int(self.index.shard_first[shards[k] + j]) for j in (0, 1))
-            ids = first + np.flatnonzero(self._eligible[first:last])
+            ids = first + np.flatnonzero(self._eligible(first, last))
             parts.append(ids[max(0, low - start) : high - start])
         return np.concatenate(parts).astype(np.int64)
 
-    def _plan(self, epoch: int, slot: int) -> list[Array]:
-        """The micro-batches of one slot in one epoch; the slot's last two epochs are kept."""
-        if (epoch, slot) not in self._plans:
-            self._plans.pop((epoch - 2, slot), None)
-            self._plans[epoch, slot] = self._make_plan(epoch, slot)
-        return self._plans[epoch, slot]
+    def _find(self, step: int, slot: int) -> tuple[int, Array, Array]:
+        """Epoch, utterances and percents of the micro-batch. Windows before its own are counted."""
+        window_size = self.config.shuffle_window
+        low, high = self._range(slot)
+        num_windows = -(-(high - low) // window_size)  # of every epoch
+        ends = self._ends.setdefault(slot, [])
+        while not ends or ends[-1] < step:
+            epoch = len(ends) // num_windows
+            ids = self._slot_ids(epoch, slot)
+            sizes = self._sizes(ids, self._speeds(epoch, ids))
+            for first in range(0, len(ids), window_size):
+                window = sizes[first : first + window_size]
+                count = num_batches(window, self.config.max_samples_per_slot)
+                ends.append((ends[-1] if ends else 0) + count)
+        number = bisect.bisect_left(ends, step)
+        epoch, k = divmod(number, num_windows)
+        position = step - 1 - (ends[number - 1] if number else 0)
+        if self._number.get(slot) != number:
+            self._number[slot] = number
+            self._window[slot] = self._make_window(epoch, slot, k * window_size)
+        window = self._window[slot]
+        rows = slice(*window.cuts[position : position + 2])
+        return epoch, window.ids[rows], window.percent[rows]
 
-    def _make_plan(self, epoch: int, slot: int) -> list[Array]:
-        """The micro-batches of one slot in one epoch, in order."""
-        ids = self._slot_ids(epoch, slot)
-        plan: list[Array] = []
-        for low in range(0, len(ids), self.config.shuffle_window):
-            rng = keyed_rng(self.seed, "window", epoch, slot, low)
-            window = rng.permutation(ids[low : low + self.config.shuffle_window])
-            full = played(self.index.num_samples[window], self._speeds(epoch, window))
-            sizes = np.minimum(full, self.config.max_crop)
-            batches = batch_by_size(window, sizes, self.config.max_samples_per_slot)
-            plan += [batches[i] for i in rng.permutation(len(batches))]
-        return plan
+    def _sizes(self, ids: Array, percent: Array) -> Array:
+        return np.minimum(played(self.index.num_samples[ids], percent), self.config.max_crop)
+
+    def _make_window(self, epoch: int, slot: int, low: int) -> _Window:
+        """The micro-batches of the window that begins at position `low` of the slot's range."""
+        rng = keyed_rng(self.seed, "window", epoch, slot, low)
+        ids = self._slot_ids(epoch, slot)[low : low + self.config.shuffle_window]
+        ids = rng.permutation(ids)
+        percent = self._speeds(epoch, ids)
+        limit = self.config.max_samples_per_slot
+        rows = batch_by_size(np.arange(len(ids)), self._sizes(ids, percent), limit)
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        flat = np.concatenate(rows)
+        cuts = np.cumsum([0, *map(len, rows)])
+        return _Window(ids=ids[flat], percent=percent[flat], cuts=cuts)
 
 
 def played(num_samples: npt.NDArray[np.integer[Any]], percent: Array | int) -> Array:
     """Samples of utterances that are played at `percent` of their speed."""
     return np.asarray(num_samples.astype(np.int64) * 100 // percent)
+
+
+def num_batches(sizes: Array, max_samples: int) -> int:
+    """How many micro-batches `batch_by_size` makes: the rows of one follow from its longest."""
+    rows = np.bincount(np.maximum(1, max_samples // sizes))
+    first = last = total = 0
+    for count in np.flatnonzero(rows).tolist():  # the longest first
+        last += int(rows[count])
+        more = max(0, -(-(last - first) // count))
+        first, total = first + more * count, total + more
+    return total
 
 
 def batch_by_size(ids: Array, sizes: Array, max_samples: int) -> list[Array]:
