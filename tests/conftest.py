@@ -3,6 +3,7 @@ machine."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -57,6 +58,20 @@ def build_shards(source: Path, output: Path) -> Path:
     command = [sys.executable, str(script), "--input", str(source), "--output", str(output)]
     subprocess.run([*command, "--shard-mb", "1", "--workers", "1"], check=True, timeout=120)
     return output
+
+
+def replace_audio(shards: Path, row: int, content: bytes) -> None:
+    """Let the index name other audio for an utterance: `content`, which is put behind its shard."""
+    index = json.loads((shards / "index.json").read_text())
+    columns = {c: np.load(shards / f"index.{c}.npy") for c in ("shard", "offset", "size")}
+    shard = index["shards"][int(columns["shard"][row])]
+    columns["offset"][row], columns["size"][row] = shard["bytes"], len(content)
+    with (shards / shard["path"]).open("ab") as file:
+        file.write(content)
+    shard["bytes"] += len(content)
+    (shards / "index.json").write_text(json.dumps(index))
+    for column, values in columns.items():
+        np.save(shards / f"index.{column}.npy", values)
 
 
 def synthetic_shards(output: Path, text: str = "ONE TWO") -> Path:

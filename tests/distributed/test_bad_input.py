@@ -43,25 +43,92 @@ def overwrite(shards: Path, row: int) -> None:
         file.write(os.urandom(int(index.size[row]) - 400))
 
 
-def test_a_corrupt_utterance_is_skipped_logged_and_changes_no_other_sample(
+def shards_by_first_use(run: Path, index: ShardIndex, num_processes: int) -> list[Path]:
+    """The shards, first the one that some process opens latest."""
+    shard_of = dict(zip(index.keys(), index.shard.tolist(), strict=True))
+    first: dict[tuple[int, int], int] = {}  # shard, process -> step
+    for (step, slot), record in samples(run).items():
+        for key in record["keys"]:
+            place = shard_of[key], slot % num_processes
+            first[place] = min(step, first.get(place, step))
+    latest = [max(first[k, r] for r in range(num_processes)) for k in set(shard_of.values())]
+    assert sorted(latest)[-2] > 8, "no two shards that are first used late"
+    return [index.shard_paths[k] for k in sorted(set(shard_of.values()), key=lambda k: -latest[k])]
+
+
+def test_every_kind_of_fault_is_skipped_and_logged_and_changes_no_other_sample(
     shards: Path, own_shards: Path, tmp_path: Path
 ) -> None:
-    whole = write_config(tmp_path, "pretrain", shards, run_dir=str(tmp_path / "whole"))
-    train(whole, 1)
-    used = samples(tmp_path / "whole")
-    (step, slot), record = next((k, r) for k, r in used.items() if len(r["keys"]) > 1)
-    bad = record["keys"][0]
-    overwrite(own_shards, list(ShardIndex.load(own_shards).keys()).index(bad))
-    train(write_config(tmp_path, "pretrain", own_shards), 1)
-    skipped = read_jsonl(tmp_path / "run" / "logs" / "skipped-00000.jsonl")
-    assert {s["key"] for s in skipped} == {bad}
-    assert event(tmp_path / "run", "sample_skipped")["new"] >= 1
-    for key, mine in samples(tmp_path / "run").items():
-        other = used[key]
-        kept = [i for i, k in enumerate(other["keys"]) if k != bad]
-        assert mine["keys"] == [other["keys"][i] for i in kept]
-        assert mine["starts"] == [other["starts"][i] for i in kept]
-    assert (step, slot) in samples(tmp_path / "run")
+    """Three shards fail while two processes train: one is deleted, one is cut, and reads of one
+    never return. In others an utterance is corrupt, one is silent, and one has NaN."""
+    options: dict[str, Any] = {
+        "loop": {"max_steps": 30, "save_every": 100},
+        "data": {
+            "valid": str(shards),
+            "prefetch": 1,
+            "max_bad_samples": 1_000,
+            "read_retries": 1,
+            "read_timeout_s": 1,
+        },
+    }
+    train(write_config(tmp_path, "pretrain", shards, run_dir=str(tmp_path / "whole"), **options), 2)
+    used, index = samples(tmp_path / "whole"), ShardIndex.load(shards)
+    in_order = shards_by_first_use(tmp_path / "whole", index, 2)
+    deleted, stalled, cut, other = (own_shards / path.name for path in in_order[:4])
+    row = int(index.shard_first[in_order.index(in_order[3])])
+    row = int(index.shard_first[index.shard_paths.index(in_order[3])])
+    num_samples = int(index.num_samples[row + 1])
+    overwrite(own_shards, row)
+    replace_audio(own_shards, row + 1, to_flac(np.zeros(num_samples, np.float32)))
+    wav = io.BytesIO()
+    soundfile.write(wav, np.full(index.num_samples[row + 2], np.nan), 16_000, "FLOAT", format="WAV")
+    replace_audio(own_shards, row + 2, wav.getvalue())
+
+    processes = start(write_config(tmp_path, "pretrain", own_shards, **options), 2)
+    run = tmp_path / "run"
+    while not read_jsonl(run / "metrics.jsonl") and processes[0].poll() is None:
+        time.sleep(0.01)
+    deleted.unlink()
+    os.truncate(cut, cut.stat().st_size // 3)
+    os.mkfifo(own_shards / "fifo")
+    (own_shards / "fifo").replace(stalled)
+    codes, output = finish(processes)
+    assert codes == [0, 0], output[-3000:]
+
+    skipped = [r for log in run.glob("logs/skipped-*.jsonl") for r in read_jsonl(log)]
+    faults = {(Path(r["shard"]).name, re.sub(r"\d+", "N", r["reason"])) for r in skipped}
+    expected = {
+        (deleted.name, "cannot be read: No such file or directory"),
+        (cut.name, "cannot be read: the shard ends N bytes before the end of the sample"),
+        (stalled.name, "cannot be read: no answer within N s"),
+        (stalled.name, "cannot be read: its shard did not answer N s ago"),
+        (other.name, "is silent: all N samples that are used are the same"),
+        (other.name, "contains NaN or infinite samples"),
+    }
+    assert expected <= faults
+    assert any("audio cannot be decoded" in r or "audio ends" in r for _, r in faults - expected)
+    assert {name for name, _ in faults} == {p.name for p in (deleted, cut, stalled, other)}
+    # What is left is exactly the run without faults, minus what the log names
+    mine = samples(run)
+    for (step, slot), whole in used.items():
+        bad = {r["key"] for r in skipped if (r["step"], r["slot"]) == (step, slot)}
+        kept = [i for i, key in enumerate(whole["keys"]) if key not in bad]
+        if not kept:
+            assert (step, slot) not in mine
+            continue
+        for column in ("keys", "starts", "num_samples", "speeds"):
+            assert mine[step, slot][column] == [whole[column][i] for i in kept]
+    status = read_status(run)
+    assert status["skipped_utterances"] == len({r["key"] for r in skipped})
+    assert status["slowest_rank"]["ratio"] >= 1
+    assert status["step"] == 30
+
+
+def test_a_shard_that_is_lost_while_training_stops_the_run_where_so_configured(
+    shards: Path, own_shards: Path, tmp_path: Path
+) -> None:
+    lost = [os.rename(path, path.with_suffix(".away")) for path in own_shards.glob("*.tar")]
+    assert lost
 
 
 def test_more_corrupt_utterances_than_allowed_stop_the_run(
