@@ -52,11 +52,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_shards(source, output) if source.exists() else synthetic_shards(output)
 
 
-def build_shards(source: Path, output: Path) -> Path:
+def build_shards(source: Path, output: Path, shard_mb: str = "1") -> Path:
     """Run shards/build.py as a user does."""
     script = Path(__file__).parents[1] / "shards" / "build.py"
     command = [sys.executable, str(script), "--input", str(source), "--output", str(output)]
-    subprocess.run([*command, "--shard-mb", "1", "--workers", "1"], check=True, timeout=120)
+    subprocess.run([*command, "--shard-mb", shard_mb, "--workers", "1"], check=True, timeout=120)
     return output
 
 
@@ -74,7 +74,7 @@ def replace_audio(shards: Path, row: int, content: bytes) -> None:
         np.save(shards / f"index.{column}.npy", values)
 
 
-def synthetic_shards(output: Path, text: str = "ONE TWO") -> Path:
+def synthetic_shards(output: Path, text: str = "ONE TWO", shard_mb: str = "1") -> Path:
     """Shards of 65 utterances of 1 to 5 s: noise whose loudness changes like syllables."""
     source = output.parent / f"{output.name}-wav"
     source.mkdir(parents=True)
@@ -85,4 +85,4 @@ def synthetic_shards(output: Path, text: str = "ONE TWO") -> Path:
         noise = np.convolve(rng.standard_normal(num_samples), rng.standard_normal(32), "same")
         soundfile.write(source / f"u{i:03d}.flac", 0.02 * loudness * noise, 16_000)
         (source / f"u{i:03d}.txt").write_text(text, encoding="utf-8")
-    return build_shards(source, output)
+    return build_shards(source, output, shard_mb)
