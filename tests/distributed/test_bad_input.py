@@ -134,7 +134,6 @@ def test_every_kind_of_fault_is_skipped_and_logged_and_changes_no_other_sample(
         (deleted.name, "cannot be read: No such file or directory"),
         (cut.name, "cannot be read: the shard ends N bytes before the end of the sample"),
         (stalled.name, "cannot be read: no answer within N s"),
-        (stalled.name, "cannot be read: its shard did not answer N s ago"),
         (other.name, "is silent: all N samples that are used are the same"),
         (other.name, "contains NaN or infinite samples"),
     }
@@ -180,6 +179,19 @@ def test_shards_lost_while_training_stop_all_processes_with_the_reason(
     assert codes == [2, 2], output[-3000:]
     assert output.count(message) == 2, output[-3000:]
     assert ".tar" in output
+
+
+def test_what_validation_skips_is_logged_once(
+    shards: Path, own_shards: Path, tmp_path: Path
+) -> None:
+    overwrite(own_shards, 0)
+    loop = {"max_steps": 2, "validate_every": 1}
+    train(write_config(tmp_path, "pretrain", shards, data={"valid": str(own_shards)}, loop=loop), 1)
+    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert sum("valid/loss" in r for r in records) == 2
+    skipped = read_jsonl(tmp_path / "run" / "logs" / "skipped-00000.jsonl")
+    assert [r["key"] for r in skipped] == [ShardIndex.load(shards).key(0)]
+    assert event(tmp_path / "run", "sample_skipped")["total"] == 1
 
 
 def test_more_corrupt_utterances_than_allowed_stop_the_run(
