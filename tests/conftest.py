@@ -3,6 +3,7 @@ machine."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -63,15 +64,29 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_shards(source, output) if source.exists() else synthetic_shards(output)
 
 
-def build_shards(source: Path, output: Path) -> Path:
+def build_shards(source: Path, output: Path, shard_mb: str = "1") -> Path:
     """Run shards/build.py as a user does."""
     script = Path(__file__).parents[1] / "shards" / "build.py"
     command = [sys.executable, str(script), "--input", str(source), "--output", str(output)]
-    subprocess.run([*command, "--shard-mb", "1", "--workers", "1"], check=True, timeout=120)
+    subprocess.run([*command, "--shard-mb", shard_mb, "--workers", "1"], check=True, timeout=120)
     return output
 
 
-def synthetic_shards(output: Path, text: str = "ONE TWO") -> Path:
+def replace_audio(shards: Path, row: int, content: bytes) -> None:
+    """Let the index name other audio for an utterance: `content`, which is put behind its shard."""
+    index = json.loads((shards / "index.json").read_text())
+    columns = {c: np.load(shards / f"index.{c}.npy") for c in ("shard", "offset", "size")}
+    shard = index["shards"][int(columns["shard"][row])]
+    columns["offset"][row], columns["size"][row] = shard["bytes"], len(content)
+    with (shards / shard["path"]).open("ab") as file:
+        file.write(content)
+    shard["bytes"] += len(content)
+    (shards / "index.json").write_text(json.dumps(index))
+    for column, values in columns.items():
+        np.save(shards / f"index.{column}.npy", values)
+
+
+def synthetic_shards(output: Path, text: str = "ONE TWO", shard_mb: str = "1") -> Path:
     """Shards of 65 utterances of 1 to 5 s: noise whose loudness changes like syllables."""
     source = output.parent / f"{output.name}-wav"
     source.mkdir(parents=True)
@@ -82,4 +97,4 @@ def synthetic_shards(output: Path, text: str = "ONE TWO") -> Path:
         noise = np.convolve(rng.standard_normal(num_samples), rng.standard_normal(32), "same")
         soundfile.write(source / f"u{i:03d}.flac", 0.02 * loudness * noise, 16_000)
         (source / f"u{i:03d}.txt").write_text(text, encoding="utf-8")
-    return build_shards(source, output)
+    return build_shards(source, output, shard_mb)

@@ -40,7 +40,10 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     if not micro:
         raise ConfigError(f"the shards {data or config.data.valid} hold no utterances")
     dataset = MicroBatches(
-        ShardReader(index), task.collate(False), with_labels=True, normalized=config.data.normalize
+        ShardReader(index, retries=config.data.read_retries, timeout_s=config.data.read_timeout_s),
+        task.collate(False),
+        with_labels=True,
+        normalized=config.data.normalize,
     )
     lines, num_bad, seconds = [], 0, 0.0
     batches = iterate(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -25,7 +27,13 @@ from w2v2dist.keyed import keyed_rng, keyed_seed
 from w2v2dist.logging import RunLogger
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
-from w2v2dist.run_folder import locked, log_batch, prepare_run_folder, refused_changes
+from w2v2dist.run_folder import (
+    locked,
+    log_batch,
+    most_frequent_fault,
+    prepare_run_folder,
+    refused_changes,
+)
 from w2v2dist.schedules import ScheduleConfig, learning_rate
 from w2v2dist.watchdog import Watchdog
 
@@ -145,6 +153,7 @@ class _Run:
     num_failed_saves: int = 0  # in a row
     retry_step: int | None = None  # of a failed save
     sums: dict[str, Tensor] = field(default_factory=dict)
+    forward: list[tuple[Any, Any]] = field(default_factory=list)  # begin and end since the last log
 
     @property
     def root(self) -> Path:
@@ -253,11 +262,12 @@ def _open_validation(
 
 
 def _dataset(run: _Run, index: ShardIndex, *, train: bool) -> MicroBatches:
+    data = run.config.data
     return MicroBatches(
-        ShardReader(index),
+        ShardReader(index, retries=data.read_retries, timeout_s=data.read_timeout_s),
         run.task.collate(train),
         with_labels=run.task.with_labels,
-        normalized=run.config.data.normalize,
+        normalized=data.normalize,
     )
 
 
@@ -270,7 +280,7 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         micro = [next(batches) for _ in run.rounds]
         waited += time.perf_counter() - before
         # The number that the loss is divided by is known before the first backward pass
-        bad = {str(record["key"]) for b in micro for record in b.bad}
+        bad = [record for b in micro for record in b.bad]
         written = run.pending is not None and run.pending.written.done()
         total, samples, bad_total, num_written = world.sum(
             [
@@ -305,7 +315,7 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
             seconds = time.perf_counter() - started
             record = {"step": step, **_metrics(run, step, norm)}
             record |= {"audio_hours": audio_samples / SAMPLE_RATE / 3600, "seconds": seconds}
-            record |= {"data_wait_seconds": world.max([waited])[0], "world_size": world.size}
+            record |= {**_slowest_rank(run, waited), "world_size": world.size}
             _log(run, record, first)
             started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
         last = step == loop.max_steps
@@ -329,7 +339,9 @@ def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
         run.watchdog.progress()
         torch.manual_seed(keyed_seed(config.seed, "model", step, batch.slot))
         drop_layers = _drop_layers(config, step, batch.slot)
+        begin = _now(world.device)
         sums = run.task.losses(run.engine, batch.to(world.device), step, drop_layers)
+        run.forward.append((begin, _now(world.device)))
         weight = 1.0 if batch.num_targets else 0.0
         run.engine.backward(sums["loss"] * (weight / max(total, 1.0)))
         norm = run.engine.step(lr if round_ == len(micro) - 1 else None)
@@ -338,6 +350,40 @@ def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
             run.sums[name] = run.sums[name] + value if name in run.sums else value
     assert norm is not None
     return norm
+
+
+def _now(device: torch.device) -> Any:
+    """A point in time: of the GPU's work, without waiting for it, or of the CPU."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _slowest_rank(run: _Run, waited: float) -> dict[str, Any]:
+    """Which process holds the others up, and how long data let them wait since the last record;
+    collective.
+
+    All take the same time for a step, because they wait for each other in it. A process's own
+    seconds here are its wait for data and its forward passes: the part in which it waits for no
+    other (under ZeRO 3 the forward passes gather weights, which evens them out). On a GPU the
+    events are over when this is called: the sums have been read.
+    """
+    own = waited + sum(
+        end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1000
+        for begin, end in run.forward
+    )
+    run.forward.clear()
+    waits, seconds, hosts = zip(*run.world.gather((waited, own, platform.node())), strict=True)
+    rank = seconds.index(max(seconds))
+    return {
+        "data_wait_seconds": max(waits),
+        "slowest_rank": rank,
+        "slowest_host": hosts[rank],
+        "slowest_rank_seconds": seconds[rank],
+        "median_rank_seconds": statistics.median(seconds),
+    }
 
 
 def _drop_layers(config: TrainingConfig, step: int, slot: int) -> list[bool]:
@@ -400,11 +446,13 @@ def validate(run: _Run, step: int) -> dict[str, float]:
     )
     run.engine.train(False)
     sums: dict[str, float] = {}
-    bad: set[str] = set()
+    bad: list[dict[str, Any]] = []
     with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
             run.watchdog.progress()
-            bad |= {str(record["key"]) for record in batch.bad}
+            # Logged at the first validation, not at each
+            batch.bad = [record for record in batch.bad if record["key"] not in run.bad]
+            bad += batch.bad
             log_batch(Path(config.run_dir), world.rank, batch, samples=False)
             out = run.task.losses(run.engine, batch.to(world.device), 0, None)
             for name, value in out.items():
@@ -552,10 +600,18 @@ def _sizes(module: nn.Module) -> list[int]:
     return [int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()]
 
 
-def _count_bad(run: _Run, keys: set[str], step: int) -> None:
+def _count_bad(run: _Run, records: list[dict[str, Any]], step: int) -> None:
     """Count the utterances that could not be used, each once however often it comes; collective.
-    Raises ConfigError past the limit."""
-    new = set().union(*run.world.gather(keys)) - run.bad
+    Raises ConfigError past the limit, and for a failed read where data.on_read_error is stop."""
+    found = {str(r["key"]): r for of_rank in run.world.gather(records) for r in of_rank}
+    failed = [r for r in found.values() if r.get("read_error")]
+    if failed and run.config.data.on_read_error == "stop":
+        raise ConfigError(
+            f"utterance {failed[0]['key']} of {failed[0]['shard']} {failed[0]['reason']}, and "
+            "data.on_read_error is stop: mend the storage or copy the shard again and run the same "
+            "command, or skip such utterances with data.on_read_error=skip"
+        )
+    new = {*found} - run.bad
     if not new:
         return
     run.bad |= new
@@ -565,6 +621,6 @@ def _count_bad(run: _Run, keys: set[str], step: int) -> None:
     if total > limit:
         raise ConfigError(
             f"{total} utterances could not be used, more than data.max_bad_samples = {limit}: "
-            f"{where} names each with its reason; run shards/verify.py, build the shards again, or "
-            "raise the limit"
+            f"{most_frequent_fault(Path(run.config.run_dir))}; {where} names each with its reason; "
+            "run shards/verify.py, copy or build the shards again, or raise the limit"
         )

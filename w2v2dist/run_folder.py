@@ -8,7 +8,9 @@ import fcntl
 import json
 import os
 import platform
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError, diff, merge, read_yaml, to_dict, to_yaml
 from w2v2dist.data.loader import Batch
-from w2v2dist.logging import append_jsonl
+from w2v2dist.logging import append_jsonl, read_jsonl
 
 # Keys of a run that may differ when it is resumed: they change neither numbers nor data
 MAY_CHANGE = (
@@ -40,6 +42,9 @@ MAY_CHANGE = (
     "data.num_workers",
     "data.prefetch",
     "data.max_bad_samples",
+    "data.read_retries",
+    "data.read_timeout_s",
+    "data.on_read_error",
 )
 
 
@@ -152,3 +157,13 @@ def log_batch(run_dir: Path, rank: int, batch: Batch, *, samples: bool) -> None:
     for bad in batch.bad:
         record = {"event": "sample_skipped", "step": batch.step, "slot": batch.slot, **bad}
         append_jsonl(logs / f"skipped-{rank:05d}.jsonl", record)
+
+
+def most_frequent_fault(run_dir: Path) -> str:
+    """Why most utterances were skipped and in which shard most of them lie, with their numbers."""
+    logs = sorted((run_dir / "logs").glob("skipped-*.jsonl"))
+    skipped = {r["key"]: r for log in logs for r in read_jsonl(log)}.values()
+    said = {"the most frequent reason": Counter(re.sub(r"\d+", "…", r["reason"]) for r in skipped)}
+    said["the worst shard"] = Counter(Path(r["shard"]).name for r in skipped if "shard" in r)
+    tops = [(what, *counts.most_common(1)[0]) for what, counts in said.items() if counts]
+    return ", ".join(f"{what} is {top!r} ({count} of {len(skipped)})" for what, top, count in tops)

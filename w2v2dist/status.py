@@ -9,6 +9,7 @@ import datetime
 import itertools
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "audio_hours": sum(r["audio_hours"] for r in kept),
         "audio_hours_per_second": sum(r["audio_hours"] for r in recent) / max(seconds, 1e-9),
         "data_wait": sum(r["data_wait_seconds"] for r in recent) / max(seconds, 1e-9),
+        "slowest_rank": _slowest_rank(recent),
         "attempts": len(starts),
         "world_sizes": [size for size, _ in itertools.groupby(sizes)],
         "checkpoint_step": max(saved, default=None),
@@ -69,6 +71,21 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         ),
         "metrics": {k: r[k] for r in records for k in (*METRICS, *VALID) if k in r},
     }
+
+
+def _slowest_rank(recent: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The process that most often was the slowest, and by how much then; None where one is alone
+    or older logs do not say."""
+    said = [r for r in recent if "slowest_rank" in r and r["world_size"] > 1]
+    said = [r for r in said if r["world_size"] == said[-1]["world_size"]]
+    if not said:
+        return None
+    places = Counter((r["slowest_rank"], r["slowest_host"]) for r in said)
+    (rank, host), count = places.most_common(1)[0]
+    mine = [r for r in said if (r["slowest_rank"], r["slowest_host"]) == (rank, host)]
+    median = sum(r["median_rank_seconds"] for r in mine)
+    ratio = sum(r["slowest_rank_seconds"] for r in mine) / max(median, 1e-9)
+    return {"rank": rank, "host": host, "ratio": ratio, "count": count, "of": len(said)}
 
 
 def _stalled(run_dir: Path, starts: list[dict[str, Any]]) -> list[Path]:
@@ -139,6 +156,11 @@ def format_status(status: dict[str, Any]) -> str:
             f"{s['seconds_per_step']:.3g} s a step, {s['audio_hours_per_second']:.3g} h of audio a "
             f"second, {100 * s['data_wait']:.1f} % of the time waiting for data"
         )
+        if slow := s["slowest_rank"]:
+            lines["slowest"] = (
+                f"rank {slow['rank']} on {slow['host']}: {slow['ratio']:.2f} × the median, in "
+                f"{slow['count']} of the last {slow['of']} records (waiting for data + forward)"
+            )
         lines["trained on"] = f"{s['audio_hours']:,.2f} h of audio"
     if s["state"] not in ("finished", "new"):
         lines["left"] = f"{duration(s['seconds_left'])} at this speed"

@@ -3,18 +3,26 @@ is lost."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
+from tests.conftest import replace_audio, synthetic_shards
 from tests.distributed.processes import event, finish, losses, samples, start, train, write_config
 from w2v2dist.cli import main
+from w2v2dist.data.audio import to_flac
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.logging import read_jsonl
 from w2v2dist.status import read_status
@@ -43,25 +51,147 @@ def overwrite(shards: Path, row: int) -> None:
         file.write(os.urandom(int(index.size[row]) - 400))
 
 
-def test_a_corrupt_utterance_is_skipped_logged_and_changes_no_other_sample(
+def planned(config: Path, capsys: pytest.CaptureFixture[str]) -> dict[tuple[int, int], Any]:
+    """(step, slot) -> what `w2v2dist batches` says a run without faults uses in its 16 steps."""
+    for step in range(1, 17):
+        assert main(["batches", str(config), "--step", str(step)]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return {(r["step"], r["slot"]): r for r in records}
+
+
+def by_first_use(used: dict[tuple[int, int], Any], index: ShardIndex) -> list[Path]:
+    """The shards, first the one that one of two processes opens latest: its loss will be noticed
+    (files that are open can be read on)."""
+    shard_of = dict(zip(index.keys(), index.shard.tolist(), strict=True))
+    first: dict[tuple[int, int], int] = {}  # shard, process -> step
+    for (step, slot), record in used.items():
+        for key in record["keys"]:
+            place = shard_of[key], slot % 2
+            first[place] = min(step, first.get(place, step))
+    latest = {k: max(first.get((k, r), 0) for r in range(2)) for k in set(shard_of.values())}
+    order = sorted(latest, key=lambda k: -latest[k])
+    assert latest[order[1]] > 8
+    return [index.shard_paths[k] for k in order]
+
+
+def train_while(damage: Callable[[], None], config: Path, *overrides: str) -> tuple[list[int], str]:
+    """Exit codes and output of two processes; `damage` is done after their first step."""
+    processes = start(config, 2, *overrides)
+    metrics = config.parent / "run" / "metrics.jsonl"
+    try:
+        while not read_jsonl(metrics) and processes[0].poll() is None:
+            time.sleep(0.01)
+        damage()
+    finally:
+        codes, output = finish(processes)
+    return codes, output
+
+
+def test_every_kind_of_fault_is_skipped_and_logged_and_changes_no_other_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three shards fail while two processes train: one is deleted, one is cut, and reads of one
+    never return. In another an utterance is corrupt, one is silent, and one has NaN."""
+    folder = synthetic_shards(tmp_path / "shards", shard_mb="0.3")
+    config = write_config(
+        tmp_path,
+        "pretrain",
+        folder,
+        model={"num_layers": 1},
+        loop={"max_steps": 16, "save_every": 100},
+        data={
+            "valid": None,
+            "prefetch": 1,
+            "max_bad_samples": 100,
+            "read_retries": 1,
+            "read_timeout_s": 3,
+        },
+    )
+    used, index = planned(config, capsys), ShardIndex.load(folder)
+    deleted, stalled, cut, other, *_ = by_first_use(used, index)
+    row = int(index.shard_first[index.shard_paths.index(other)])
+    sizes = index.num_samples[row : row + 3]
+    assert int(index.shard[row + 2]) == int(index.shard[row])
+    overwrite(folder, row)
+    replace_audio(folder, row + 1, to_flac(np.zeros(int(sizes[1]), np.float32)))
+    wav = io.BytesIO()  # FLAC has no NaN
+    soundfile.write(wav, np.full(int(sizes[2]), np.nan), 16_000, "FLOAT", format="WAV")
+    replace_audio(folder, row + 2, wav.getvalue())
+
+    def damage() -> None:
+        deleted.unlink()
+        os.truncate(cut, cut.stat().st_size // 3)
+        os.mkfifo(folder / "fifo")  # opening it waits for a writer that never comes
+        (folder / "fifo").replace(stalled)
+
+    codes, output = train_while(damage, config)
+    run = tmp_path / "run"
+    assert codes == [0, 0], output[-3000:]
+
+    skipped = [r for log in run.glob("logs/skipped-*.jsonl") for r in read_jsonl(log)]
+    faults = {(Path(r["shard"]).name, re.sub(r"\d+", "N", r["reason"])) for r in skipped}
+    expected = {
+        (deleted.name, "cannot be read: No such file or directory"),
+        (cut.name, "cannot be read: the shard ends N bytes before the end of the sample"),
+        (stalled.name, "cannot be read: no answer within N s"),
+        (other.name, "is silent: all N samples that are used are the same"),
+        (other.name, "contains NaN or infinite samples"),
+    }
+    assert expected <= faults
+    assert any("audio cannot be decoded" in r or "audio ends" in r for _, r in faults - expected)
+    assert {name for name, _ in faults} == {p.name for p in (deleted, cut, stalled, other)}
+    # What is left is exactly the run without faults, minus what the log names
+    mine = samples(run)
+    for (step, slot), whole in used.items():
+        bad = {r["key"] for r in skipped if (r["step"], r["slot"]) == (step, slot)}
+        kept = [i for i, key in enumerate(whole["keys"]) if key not in bad]
+        if not kept:
+            assert (step, slot) not in mine
+            continue
+        for column in ("keys", "starts", "num_samples", "speeds"):
+            assert mine[step, slot][column] == [whole[column][i] for i in kept]
+    status = read_status(run)
+    assert status["skipped_utterances"] == len({r["key"] for r in skipped})
+    assert status["slowest_rank"]["ratio"] >= 1
+    assert status["step"] == 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.on_read_error=stop"], "No such file or directory, and data.on_read_error is stop"),
+        (
+            ["data.max_bad_samples=3"],
+            "the most frequent reason is 'cannot be read: No such file or directory' (",
+        ),
+    ],
+)
+def test_shards_lost_while_training_stop_all_processes_with_the_reason(
+    own_shards: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    config = write_config(tmp_path, "pretrain", own_shards, loop={"max_steps": 1_000})
+
+    def damage() -> None:
+        for path in own_shards.glob("*.tar"):
+            path.unlink()
+
+    codes, output = train_while(damage, config, "data.read_retries=1", *overrides)
+    assert codes == [2, 2], output[-3000:]
+    assert output.count(message) == 2, output[-3000:]
+    assert ".tar" in output
+
+
+def test_what_validation_skips_is_logged_once(
     shards: Path, own_shards: Path, tmp_path: Path
 ) -> None:
-    whole = write_config(tmp_path, "pretrain", shards, run_dir=str(tmp_path / "whole"))
-    train(whole, 1)
-    used = samples(tmp_path / "whole")
-    (step, slot), record = next((k, r) for k, r in used.items() if len(r["keys"]) > 1)
-    bad = record["keys"][0]
-    overwrite(own_shards, list(ShardIndex.load(own_shards).keys()).index(bad))
-    train(write_config(tmp_path, "pretrain", own_shards), 1)
+    overwrite(own_shards, 0)
+    loop = {"max_steps": 2, "validate_every": 1}
+    train(write_config(tmp_path, "pretrain", shards, data={"valid": str(own_shards)}, loop=loop), 1)
+    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert sum("valid/loss" in r for r in records) == 2
     skipped = read_jsonl(tmp_path / "run" / "logs" / "skipped-00000.jsonl")
-    assert {s["key"] for s in skipped} == {bad}
-    assert event(tmp_path / "run", "sample_skipped")["new"] >= 1
-    for key, mine in samples(tmp_path / "run").items():
-        other = used[key]
-        kept = [i for i, k in enumerate(other["keys"]) if k != bad]
-        assert mine["keys"] == [other["keys"][i] for i in kept]
-        assert mine["starts"] == [other["starts"][i] for i in kept]
-    assert (step, slot) in samples(tmp_path / "run")
+    assert [r["key"] for r in skipped] == [ShardIndex.load(shards).key(0)]
+    assert event(tmp_path / "run", "sample_skipped")["total"] == 1
 
 
 def test_more_corrupt_utterances_than_allowed_stop_the_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from tests.distributed.processes import event, finish, losses, samples, start, train, write_config
 from w2v2dist.cli import main
 from w2v2dist.logging import read_jsonl
+from w2v2dist.status import read_status
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -156,3 +158,26 @@ def test_a_hang_ends_the_run_and_leaves_the_stacks_of_who_waited(
     stacks = (tmp_path / "run" / "logs" / "stacks-00000.txt").read_text()
     assert "Timeout (0:00:40)!" in stacks
     assert "loop.py" in stacks, output[-2000:]
+
+
+def test_the_process_that_holds_the_others_up_is_named(shards: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "pretrain", shards, loop={"max_steps": 12, "save_every": 100})
+    processes = start(config, 2)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        while not read_jsonl(metrics) and processes[0].poll() is None:
+            time.sleep(0.02)
+        while processes[0].poll() is None and processes[1].poll() is None:
+            for number, seconds in ((signal.SIGSTOP, 0.2), (signal.SIGCONT, 0.05)):
+                processes[1].send_signal(number)  # a fifth of the speed, as on a hot GPU
+                time.sleep(seconds)
+    finally:
+        processes[1].send_signal(signal.SIGCONT)
+        codes, output = finish(processes)
+    assert codes == [0, 0], output[-3000:]
+    slowest = read_status(tmp_path / "run")["slowest_rank"]
+    assert (slowest["rank"], slowest["host"]) == (1, platform.node())
+    assert slowest["ratio"] > 1.2
+    records = [r for r in read_jsonl(metrics) if "seconds" in r]
+    assert all(r["median_rank_seconds"] <= r["slowest_rank_seconds"] for r in records)
+    assert all(r["slowest_rank_seconds"] <= r["seconds"] + 0.1 for r in records)

@@ -23,6 +23,7 @@ SILENT = set(
     run_dir seed task
     model.activation_checkpointing model.layer_drop_per
     data.train data.valid data.shuffle_window data.num_workers data.prefetch data.max_bad_samples
+    data.read_retries data.read_timeout_s data.on_read_error
     loop.log_every loop.validate_every loop.save_every loop.keep_last loop.keep_every
     loop.async_save loop.log_samples
     loop.num_threads loop.timeout_s loop.stall_timeout_s

@@ -13,6 +13,12 @@ from w2v2dist.cli import main
 from w2v2dist.status import read_status
 
 
+def slowest(rank: int, seconds: float, world_size: int = 2) -> dict[str, Any]:
+    """What a record says of the slowest process, where the median needs 4 s."""
+    values = {"slowest_rank": rank, "slowest_host": f"node{rank}", "slowest_rank_seconds": seconds}
+    return {**values, "median_rank_seconds": 4.0, "world_size": world_size}
+
+
 def record(step: int, time: float, **values: Any) -> dict[str, Any]:
     """Ten steps in 20 s on half an hour of audio."""
     common = {"loss": 7.0, "audio_hours": 0.5, "seconds": 20.0, "data_wait_seconds": 1.0}
@@ -25,11 +31,11 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").write_text("task: pretrain\nloop: {max_steps: 100}\n")
     metrics = [
         record(10, 120.0),
-        record(20, 140.0),
+        record(20, 140.0, **slowest(3, 80.0, world_size=4)),  # before it went on with two
         {"step": 20, "time": 141.0, "valid/contrastive_loss": 5.5},
-        record(20, 220.0),
-        record(30, 240.0),
-        record(40, 260.0, loss=6.0),
+        record(20, 220.0, **slowest(1, 5.0)),
+        record(30, 240.0, **slowest(0, 9.0)),
+        record(40, 260.0, **slowest(1, 6.0), loss=6.0),
     ]
     events = [
         {"event": "start", "time": 100.0, "world_size": 4},
@@ -62,6 +68,7 @@ def test_what_a_dead_run_says(run: Path, capsys: pytest.CaptureFixture[str]) -> 
         "saving_seconds": 3.5,
         "restart_seconds": 59.0,  # from the validation at 141 s
         "repeated_steps": 10,
+        "slowest_rank": {"rank": 1, "host": "node1", "ratio": 1.375, "count": 2, "of": 3},
         "skipped_utterances": 3,
         "last_sign_of_life": 262.0,
     }
@@ -71,6 +78,7 @@ def test_what_a_dead_run_says(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     assert "40 of 100 (40.0 %)" in shown
     assert "2, on 4 → 2 processes" in shown
+    assert "rank 1 on node1: 1.38 × the median, in 2 of the last 3 records" in shown
     assert "0:00:59 to restarts, 10 steps trained again" in shown
 
 

@@ -12,12 +12,19 @@ import soundfile
 from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
+# Peak to peak, of a full scale of 2: a thirtieth of one step of 16 bits. What a microphone records
+# has its own noise at least, however faint; under this is what a computer filled in: one value.
+SILENCE = 1e-6
 
 Waveform = NDArray[np.float32]
 
 
 class BadSample(ValueError):  # noqa: N818
     """Audio that cannot be used: unreadable, truncated, empty, or not in the expected form."""
+
+
+class ReadError(BadSample):
+    """The storage failed, or the shard is not what the index says: the audio itself may be good."""
 
 
 def decode(data: bytes, start: int = 0, num_samples: int | None = None) -> Waveform:
@@ -42,6 +49,15 @@ def decode(data: bytes, start: int = 0, num_samples: int | None = None) -> Wavef
         end = start + len(waveform)
         raise BadSample(f"audio ends after {end} samples but {start + wanted} were expected")
     return waveform
+
+
+def check_signal(waveform: Waveform) -> None:
+    """Raise BadSample where (S,) has NaN or infinite samples, or is silent: normalised it is all
+    zeros, every masked frame equals its distractors, and nothing can be learned from it."""
+    if not np.isfinite(waveform).all():
+        raise BadSample("contains NaN or infinite samples")
+    if not len(waveform) or np.ptp(waveform) < SILENCE:
+        raise BadSample(f"is silent: all {len(waveform)} samples that are used are the same")
 
 
 def normalize(waveform: Waveform) -> Waveform:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from w2v2dist.data.audio import SAMPLE_RATE, BadSample, normalize, resample
+from w2v2dist.data.audio import SAMPLE_RATE, BadSample, ReadError, normalize, resample
 from w2v2dist.data.order import DataOrder, MicroBatch
 from w2v2dist.data.reader import ShardReader
 
@@ -116,7 +116,7 @@ class MicroBatches(Dataset[Batch]):
         return self.collate(None if item is None else self.rows(item))
 
     def rows(self, micro: MicroBatch) -> Rows:
-        """Decode the micro-batch; a corrupt utterance is listed in `bad` and left out."""
+        """Decode the micro-batch; an utterance that cannot be used is left out, and in `bad`."""
         rows = Rows(micro)
         for row, i in enumerate(micro.ids.tolist()):
             key = self.reader.index.key(i)
@@ -128,7 +128,8 @@ class MicroBatches(Dataset[Batch]):
                 labels = self.reader.labels(i) if self.with_labels else {}
             except BadSample as error:
                 shard = self.reader.index.shard_paths[int(self.reader.index.shard[i])]
-                rows.bad.append({"key": key, "shard": str(shard), "reason": str(error)})
+                record = {"key": key, "shard": str(shard), "reason": str(error)}
+                rows.bad.append({**record, "read_error": isinstance(error, ReadError)})
                 continue
             rows.waveforms.append(normalize(wave) if self.normalized else wave)
             rows.labels.append(labels)

@@ -43,7 +43,13 @@ class DataConfig:
     shuffle_window: int = 10_000  # utterances
     num_workers: int = 4
     prefetch: int = 4
-    max_bad_samples: int = 100
+    max_bad_samples: int = 100  # more utterances than these that cannot be used stop the run
+    # A read that fails (an I/O error, a vanished or cut shard) is tried again after 0.1, 0.2, 0.4 …
+    # s; one without an answer for read_timeout_s has failed (0: wait for ever). Keep all tries
+    # together under loop.stall_timeout_s.
+    read_retries: int = 5
+    read_timeout_s: float = 60.0
+    on_read_error: Literal["skip", "stop"] = "skip"  # skip: one utterance; it counts as bad
     tokens: Literal["letters", "phones"] = "letters"
 
     def __post_init__(self) -> None:
@@ -75,6 +81,11 @@ class DataConfig:
             raise ValueError(
                 f"num_workers ({self.num_workers}) and max_bad_samples ({self.max_bad_samples}) "
                 f"must not be negative, and prefetch ({self.prefetch}) must be at least 1"
+            )
+        if self.read_retries < 0 or self.read_timeout_s < 0:
+            raise ValueError(
+                f"read_retries ({self.read_retries}) and read_timeout_s ({self.read_timeout_s}) "
+                f"must not be negative"
             )
         if self.crop_multiple > self.min_samples:
             raise ValueError(
