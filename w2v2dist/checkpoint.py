@@ -376,9 +376,14 @@ def prune(root: Path, keep_last: int) -> None:
     named = {(root / link).resolve() for link in ("latest", "best") if (root / link).exists()}
     for folder in candidates(root)[keep_last:]:
         if folder.resolve() not in named:
-            trash = root / f".tmp-old-{folder.name}"  # a half-removed folder never keeps its name
-            os.replace(folder, trash)
-            shutil.rmtree(trash, ignore_errors=True)
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a step folder."""
+    trash = folder.with_name(f".tmp-old-{folder.name}")  # a half-removed one never keeps its name
+    os.replace(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v2dist import __version__, checkpoint
+from w2v2dist.alarms import AlarmConfig, Alarms, seed_at
 from w2v2dist.config import ConfigError, to_dict
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import Batch, Collate, MicroBatches, iterate, training_items
@@ -25,7 +27,7 @@ from w2v2dist.logging import RunLogger
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
 from w2v2dist.run_folder import locked, log_batch, prepare_run_folder
-from w2v2dist.schedules import ScheduleConfig, learning_rate
+from w2v2dist.schedules import ScheduleConfig, learning_rate, warmup_steps
 from w2v2dist.watchdog import Watchdog
 
 
@@ -71,6 +73,7 @@ class TrainingConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
 
 class Task(Protocol):
@@ -91,7 +94,8 @@ class Task(Protocol):
     def best_metric(self) -> str:
         """The validation metric that chooses the best checkpoint; lower is better."""
 
-    def collate(self, train: bool) -> Collate: ...
+    def collate(self, train: bool, seed: int | None = None) -> Collate:
+        """Makes batches in the workers; `seed` instead of the configured one."""
 
     def losses(
         self, engine: Engine, batch: Batch, step: int, drop_layers: list[bool] | None
@@ -114,6 +118,7 @@ class _Run:
     engine: Engine
     world: World
     logger: RunLogger
+    alarms: Alarms
     watchdog: Watchdog
     index: ShardIndex
     rounds: list[int | None]
@@ -127,6 +132,10 @@ class _Run:
     @property
     def root(self) -> Path:
         return Path(self.config.run_dir) / "checkpoints"
+
+    def seed_at(self, step: int) -> int:
+        """The seed of what is drawn at a step: the configured one, unless after a rollback."""
+        return seed_at(self.alarms.rollbacks, self.config.seed, step)
 
 
 def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
@@ -163,23 +172,22 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         num_rounds = virtual.num_rounds(world.size)
         engine = Engine(task.model, config.engine, config.optimizer, num_rounds, world)
         slots = virtual.slots(world.rank, world.size)
-        run = _Run(config, task, engine, world, logger, watchdog, index, slots, valid, valid_micro)
-        first = _resume(run) + 1
-        if first > config.loop.max_steps:
-            logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
-            return "finished"
-        watchdog.progress()
-        dataset = _dataset(run, index, train=True)
-        dataset.order = order
-        batches = iterate(
-            dataset,
-            training_items(run.rounds, first, config.loop.max_steps),
-            num_workers=config.data.num_workers,
-            prefetch=config.data.prefetch,
-            device=world.device,
+        alarms = Alarms(config.alarms, run_dir, world, logger)
+        run = _Run(
+            config, task, engine, world, logger, alarms, watchdog, index, slots, valid, valid_micro
         )
-        stack.enter_context(contextlib.closing(batches))
-        return _train(run, batches, first, flag)
+        while True:
+            first = _resume(run) + 1
+            if first > config.loop.max_steps:
+                logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
+                return "finished"
+            watchdog.progress()
+            alarms.resumed(first - 1)
+            with contextlib.closing(_batches(run, order, first)) as batches:
+                outcome = _train(run, batches, first, flag)
+            if outcome != "rolled back":
+                return outcome
+            run.sums = {}
 
 
 def open_index(folders: str | None, key: str) -> ShardIndex:
@@ -210,16 +218,35 @@ def _open_validation(
     return index, micro
 
 
-def _dataset(run: _Run, index: ShardIndex, *, train: bool) -> MicroBatches:
+def _batches(run: _Run, order: DataOrder, first: int) -> Generator[Batch, None, None]:
+    """This process's batches from step `first` on; after a rollback some steps have another
+    seed."""
+    config = run.config
+    steps = range(first, config.loop.max_steps + 1)
+    for seed, part in itertools.groupby(steps, key=run.seed_at):
+        dataset = _dataset(run, run.index, train=True, seed=seed)
+        usual = seed == config.seed
+        dataset.order = order if usual else DataOrder(run.index, config.data, seed, run.task.crop)
+        yield from iterate(
+            dataset,
+            training_items(run.rounds, part),
+            num_workers=config.data.num_workers,
+            prefetch=config.data.prefetch,
+            device=run.world.device,
+        )
+
+
+def _dataset(run: _Run, index: ShardIndex, *, train: bool, seed: int | None = None) -> MicroBatches:
     return MicroBatches(
         ShardReader(index),
-        run.task.collate(train),
+        run.task.collate(train, seed),
         with_labels=run.task.with_labels,
         normalized=run.config.data.normalize,
     )
 
 
 def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag) -> str:
+    """Train from step `first` on; returns "finished", "preempted" or "rolled back"."""
     loop, world = run.config.loop, run.world
     started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
     for step in range(first, loop.max_steps + 1):
@@ -234,7 +261,7 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         )
         flag.signal_number = int(world.max([flag.signal_number])[0])
         if flag.signal_number:
-            if run.saved_step != step - 1 and step > 1:
+            if run.saved_step != step - 1 and step > 1 and run.engine.has_finite_weights():
                 save(run, step - 1)
             run.logger.event("preempted", step=step - 1, signal=flag.signal_number)
             return "preempted"
@@ -243,18 +270,26 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         if bad_total:
             _count_bad(run, bad, step)
         norm = _step(run, micro, step, total)
+        last = step == loop.max_steps
+        validates, saves = (last or step % n == 0 for n in (loop.validate_every, loop.save_every))
+        finite = not (validates or saves) or run.engine.has_finite_weights()
+        scale = run.engine.loss_scale if run.config.engine.precision == "fp16" else None
+        if run.alarms.after_step(step, norm, scale, finite):
+            return "rolled back"
         audio_samples += samples
-        if step % loop.log_every == 0 or step == loop.max_steps:
+        if step % loop.log_every == 0 or last:
             seconds = time.perf_counter() - started
             record = {"step": step, **_metrics(run, step, norm)}
             record |= {"audio_hours": audio_samples / SAMPLE_RATE / 3600, "seconds": seconds}
             record |= {"data_wait_seconds": world.max([waited])[0], "world_size": world.size}
             _log(run, record, first)
             started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
-        last = step == loop.max_steps
+            warmup = warmup_steps(run.config.schedule, loop.max_steps)
+            if run.alarms.after_record(record, run.config.model, warmup):
+                return "rolled back"
         before = time.perf_counter()
-        improved = (step % loop.validate_every == 0 or last) and _validate_and_compare(run, step)
-        if improved or last or step % loop.save_every == 0:
+        improved = validates and _validate_and_compare(run, step)
+        if improved or saves:
             save(run, step, improved=improved)
         started += time.perf_counter() - before  # seconds are those of training
     run.logger.event("finished", step=loop.max_steps)
@@ -264,13 +299,13 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
 def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
     """Forward and backward of all rounds, one update; returns the gradient norm."""
     config, world = run.config, run.world
-    lr = learning_rate(config.schedule, step, config.loop.max_steps)
+    lr, seed = learning_rate(config.schedule, step, config.loop.max_steps), run.seed_at(step)
     run.engine.train()
     norm = None
     for round_, batch in enumerate(micro):
         run.watchdog.progress()
-        torch.manual_seed(keyed_seed(config.seed, "model", step, batch.slot))
-        drop_layers = _drop_layers(config, step, batch.slot)
+        torch.manual_seed(keyed_seed(seed, "model", step, batch.slot))
+        drop_layers = _drop_layers(config, seed, step, batch.slot)
         sums = run.task.losses(run.engine, batch.to(world.device), step, drop_layers)
         weight = 1.0 if batch.num_targets else 0.0
         run.engine.backward(sums["loss"] * (weight / max(total, 1.0)))
@@ -282,10 +317,10 @@ def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
     return norm
 
 
-def _drop_layers(config: TrainingConfig, step: int, slot: int) -> list[bool]:
+def _drop_layers(config: TrainingConfig, seed: int, step: int, slot: int) -> list[bool]:
     """The layers that LayerDrop skips: the same in every slot, so that all processes save time."""
     key = (step, slot) if config.model.layer_drop_per == "slot" else (step,)
-    draws = keyed_rng(config.seed, "layer_drop", *key).random(config.model.num_layers)
+    draws = keyed_rng(seed, "layer_drop", *key).random(config.model.num_layers)
     return (draws < config.model.layer_drop).tolist()  # type: ignore[no-any-return]
 
 
@@ -299,12 +334,6 @@ def _metrics(run: _Run, step: int, norm: float) -> dict[str, float]:
     out = {**run.task.metrics(sums), **run.task.schedule_metrics(step), "lr": lr, "grad_norm": norm}
     if run.config.engine.precision == "fp16":
         out["loss_scale"] = run.engine.loss_scale
-    elif not all(map(torch.isfinite, torch.tensor([sums["loss"], norm]))):
-        raise FloatingPointError(
-            f"the loss is {sums['loss']} and the gradient norm {norm} at step {step}: lower "
-            f"schedule.peak_lr or warm up "
-            "longer; the run can be continued from its last checkpoint"
-        )
     return out
 
 
