@@ -497,9 +497,14 @@ def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
     for folder in candidates(root)[keep_last:]:
         milestone = keep_every and int(folder.name.removeprefix("step_")) % keep_every == 0
         if folder.resolve() not in named and not milestone:
-            trash = root / f".tmp-old-{folder.name}"  # a half-removed folder never keeps its name
-            os.replace(folder, trash)
-            shutil.rmtree(trash, ignore_errors=True)
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a step folder."""
+    trash = folder.with_name(f".tmp-old-{folder.name}")  # a half-removed one never keeps its name
+    os.replace(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -54,6 +54,7 @@ def print_batches(config_path: str, overrides: list[str], step: int, slot: int |
     alone."""
     import numpy as np
 
+    from w2v2dist.alarms import read_rollbacks, seed_at
     from w2v2dist.data.loader import Rows
     from w2v2dist.data.order import DataOrder
     from w2v2dist.finetune import FinetuneCollate
@@ -64,7 +65,8 @@ def print_batches(config_path: str, overrides: list[str], step: int, slot: int |
     config = read_config(config_path, overrides)
     index = open_index(config.data.train, "data.train")
     crop = config.task == "pretrain"
-    order = DataOrder(index, config.data, config.seed, crop)
+    seed = seed_at(read_rollbacks(Path(config.run_dir)), config.seed, step)
+    order = DataOrder(index, config.data, seed, crop)
     slots = range(config.data.virtual_world_size) if slot is None else [slot]
     if step < 1 or not all(0 <= s < config.data.virtual_world_size for s in slots):
         raise ConfigError(
@@ -72,9 +74,9 @@ def print_batches(config_path: str, overrides: list[str], step: int, slot: int |
             f"{config.data.virtual_world_size - 1} (data.virtual_world_size - 1)"
         )
     collate = (
-        PretrainCollate(config.model, config.seed, config.data.min_samples, True)
+        PretrainCollate(config.model, seed, config.data.min_samples, True)
         if crop
-        else FinetuneCollate(config.model, config.data.tokens, config.seed, True)
+        else FinetuneCollate(config.model, config.data.tokens, seed, True)
     )
     for s in slots:
         micro = order.micro_batch(step, s)
@@ -265,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"wrote {args.output}: fine-tune it with pretrained={args.output} "
                 f"data.normalize={str(normalize).lower()}"
             )
-    except (ValueError, CheckpointError, InUseError, OSError, FloatingPointError) as error:
+    except (ValueError, CheckpointError, InUseError, OSError) as error:
         training_failed = args.command == "train" and isinstance(error, OSError)
         if training_failed and not isinstance(error, FileNotFoundError):
             raise  # not a mistake of the user: where it happened matters

@@ -109,6 +109,8 @@ class Engine:
         )
         self.deepspeed = engine
         self.module: nn.Module = engine.module
+        if config.precision == "fp16":  # alarms.py says it in better words
+            engine.optimizer.loss_scaler.raise_error_at_min_scale = False
 
     def _deepspeed_config(self, num_rounds: int) -> dict[str, Any]:
         narrow = self.config.precision == "fp16"
@@ -181,6 +183,12 @@ class Engine:
         if self.config.precision != "fp16":
             return 1.0
         return float(self.deepspeed.optimizer.loss_scaler.cur_scale)
+
+    def has_finite_weights(self) -> bool:
+        """Whether all weights on all processes are finite; collective."""
+        local = (getattr(p, "ds_tensor", p) for p in self.module.parameters())  # ZeRO 3: its part
+        finite = all(bool(torch.isfinite(t).all()) for t in local)
+        return not self.world.max([float(not finite)])[0]
 
     def _plain_norm(self) -> float:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]

@@ -134,9 +134,11 @@ class FinetuneTask:
         if config.pretrained and not skip_pretrained:
             load_pretrained(self.model, config.pretrained, config.data.tokens)
 
-    def collate(self, train: bool) -> Collate:
-        """Makes batches in the workers."""
-        return FinetuneCollate(self.config.model, self.config.data.tokens, self.config.seed, train)
+    def collate(self, train: bool, seed: int | None = None) -> Collate:
+        """Makes batches in the workers; `seed` instead of the configured one."""
+        config = self.config
+        seed = config.seed if seed is None else seed
+        return FinetuneCollate(config.model, config.data.tokens, seed, train)
 
     def losses(
         self, engine: Any, batch: Batch, step: int, drop_layers: list[bool] | None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v2dist import __version__, checkpoint
+from w2v2dist.alarms import AlarmConfig, Alarms, seed_at
 from w2v2dist.config import ConfigError, to_dict
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import Batch, Collate, MicroBatches, iterate, training_items
@@ -34,7 +36,7 @@ from w2v2dist.run_folder import (
     prepare_run_folder,
     refused_changes,
 )
-from w2v2dist.schedules import ScheduleConfig, learning_rate
+from w2v2dist.schedules import ScheduleConfig, learning_rate, warmup_steps
 from w2v2dist.watchdog import Watchdog
 
 SAVE_ATTEMPTS = 3  # in a row; the last must succeed
@@ -85,6 +87,7 @@ class TrainingConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
 
 class Task(Protocol):
@@ -105,7 +108,8 @@ class Task(Protocol):
     def best_metric(self) -> str:
         """The validation metric that chooses the best checkpoint; lower is better."""
 
-    def collate(self, train: bool) -> Collate: ...
+    def collate(self, train: bool, seed: int | None = None) -> Collate:
+        """Makes batches in the workers; `seed` instead of the configured one."""
 
     def losses(
         self, engine: Engine, batch: Batch, step: int, drop_layers: list[bool] | None
@@ -139,6 +143,7 @@ class _Run:
     engine: Engine
     world: World
     logger: RunLogger
+    alarms: Alarms
     watchdog: Watchdog
     index: ShardIndex
     rounds: list[int | None]
@@ -158,6 +163,10 @@ class _Run:
     @property
     def root(self) -> Path:
         return Path(self.config.run_dir) / "checkpoints"
+
+    def seed_at(self, step: int) -> int:
+        """The seed of what is drawn at a step: the configured one, unless after a rollback."""
+        return seed_at(self.alarms.rollbacks, self.config.seed, step)
 
 
 def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
@@ -197,25 +206,34 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         slots = virtual.slots(world.rank, world.size)
         saver = checkpoint.Saver(engine, run_dir / "checkpoints")
         stack.callback(saver.close)
+        # A rollback removes checkpoints: none may be in the making then
+        alarms = Alarms(config.alarms, run_dir, world, logger, settle=lambda: _finish_save(run))
         run = _Run(
-            config, task, engine, world, logger, watchdog, index, slots, valid, valid_micro, saver
+            config=config,
+            task=task,
+            engine=engine,
+            world=world,
+            logger=logger,
+            alarms=alarms,
+            watchdog=watchdog,
+            index=index,
+            rounds=slots,
+            valid=valid,
+            valid_micro=valid_micro,
+            saver=saver,
         )
-        first = _resume(run) + 1
-        if first > config.loop.max_steps:
-            logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
-            return "finished"
-        watchdog.progress()
-        dataset = _dataset(run, index, train=True)
-        dataset.order = order
-        batches = iterate(
-            dataset,
-            training_items(run.rounds, first, config.loop.max_steps),
-            num_workers=config.data.num_workers,
-            prefetch=config.data.prefetch,
-            device=world.device,
-        )
-        stack.enter_context(contextlib.closing(batches))
-        return _train(run, batches, first, flag)
+        while True:
+            first = _resume(run) + 1
+            if first > config.loop.max_steps:
+                logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
+                return "finished"
+            watchdog.progress()
+            alarms.resumed(first - 1)
+            with contextlib.closing(_batches(run, order, first)) as batches:
+                outcome = _train(run, batches, first, flag)
+            if outcome != "rolled back":
+                return outcome
+            run.sums = {}
 
 
 def open_index(folders: str | None, key: str) -> ShardIndex:
@@ -261,17 +279,36 @@ def _open_validation(
     return index, micro
 
 
-def _dataset(run: _Run, index: ShardIndex, *, train: bool) -> MicroBatches:
+def _batches(run: _Run, order: DataOrder, first: int) -> Generator[Batch, None, None]:
+    """This process's batches from step `first` on; after a rollback some steps have another
+    seed."""
+    config = run.config
+    steps = range(first, config.loop.max_steps + 1)
+    for seed, part in itertools.groupby(steps, key=run.seed_at):
+        dataset = _dataset(run, run.index, train=True, seed=seed)
+        usual = seed == config.seed
+        dataset.order = order if usual else DataOrder(run.index, config.data, seed, run.task.crop)
+        yield from iterate(
+            dataset,
+            training_items(run.rounds, part),
+            num_workers=config.data.num_workers,
+            prefetch=config.data.prefetch,
+            device=run.world.device,
+        )
+
+
+def _dataset(run: _Run, index: ShardIndex, *, train: bool, seed: int | None = None) -> MicroBatches:
     data = run.config.data
     return MicroBatches(
         ShardReader(index, retries=data.read_retries, timeout_s=data.read_timeout_s),
-        run.task.collate(train),
+        run.task.collate(train, seed),
         with_labels=run.task.with_labels,
         normalized=data.normalize,
     )
 
 
 def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag) -> str:
+    """Train from step `first` on; returns "finished", "preempted" or "rolled back"."""
     loop, world = run.config.loop, run.world
     started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
     for step in range(first, loop.max_steps + 1):
@@ -295,7 +332,7 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         flag.signal_number = int(world.max([flag.signal_number])[0])
         if flag.signal_number:
             _finish_save(run)
-            if run.saved_step != step - 1 and step > 1:
+            if run.saved_step != step - 1 and step > 1 and run.engine.has_finite_weights():
                 save(run, step - 1, final=True)
             waited = time.monotonic() - flag.arrived if flag.arrived else 0.0
             run.logger.event(
@@ -310,19 +347,27 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         if bad_total:
             _count_bad(run, bad, step)
         norm = _step(run, micro, step, total)
+        last = step == loop.max_steps
+        validates, saves = (last or step % n == 0 for n in (loop.validate_every, loop.save_every))
+        saves |= run.retry_step is not None and step >= run.retry_step
+        finite = not (validates or saves) or run.engine.has_finite_weights()
+        scale = run.engine.loss_scale if run.config.engine.precision == "fp16" else None
+        if run.alarms.after_step(step, norm, scale, finite):
+            return "rolled back"
         audio_samples += samples
-        if step % loop.log_every == 0 or step == loop.max_steps:
+        if step % loop.log_every == 0 or last:
             seconds = time.perf_counter() - started
             record = {"step": step, **_metrics(run, step, norm)}
             record |= {"audio_hours": audio_samples / SAMPLE_RATE / 3600, "seconds": seconds}
             record |= {**_slowest_rank(run, waited), "world_size": world.size}
             _log(run, record, first)
             started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
-        last = step == loop.max_steps
+            warmup = warmup_steps(run.config.schedule, loop.max_steps)
+            if run.alarms.after_record(record, run.config.model, warmup):
+                return "rolled back"
         before = time.perf_counter()
-        improved = (step % loop.validate_every == 0 or last) and _validate_and_compare(run, step)
-        retry = run.retry_step is not None and step >= run.retry_step
-        if improved or last or retry or step % loop.save_every == 0:
+        improved = validates and _validate_and_compare(run, step)
+        if improved or saves:
             save(run, step, improved=improved, final=last)
         started += time.perf_counter() - before  # seconds are those of training
     run.logger.event("finished", step=loop.max_steps)
@@ -332,13 +377,13 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
 def _step(run: _Run, micro: list[Batch], step: int, total: float) -> float:
     """Forward and backward of all rounds, one update; returns the gradient norm."""
     config, world = run.config, run.world
-    lr = learning_rate(config.schedule, step, config.loop.max_steps)
+    lr, seed = learning_rate(config.schedule, step, config.loop.max_steps), run.seed_at(step)
     run.engine.train()
     norm = None
     for round_, batch in enumerate(micro):
         run.watchdog.progress()
-        torch.manual_seed(keyed_seed(config.seed, "model", step, batch.slot))
-        drop_layers = _drop_layers(config, step, batch.slot)
+        torch.manual_seed(keyed_seed(seed, "model", step, batch.slot))
+        drop_layers = _drop_layers(config, seed, step, batch.slot)
         begin = _now(world.device)
         sums = run.task.losses(run.engine, batch.to(world.device), step, drop_layers)
         run.forward.append((begin, _now(world.device)))
@@ -386,10 +431,10 @@ def _slowest_rank(run: _Run, waited: float) -> dict[str, Any]:
     }
 
 
-def _drop_layers(config: TrainingConfig, step: int, slot: int) -> list[bool]:
+def _drop_layers(config: TrainingConfig, seed: int, step: int, slot: int) -> list[bool]:
     """The layers that LayerDrop skips: the same in every slot, so that all processes save time."""
     key = (step, slot) if config.model.layer_drop_per == "slot" else (step,)
-    draws = keyed_rng(config.seed, "layer_drop", *key).random(config.model.num_layers)
+    draws = keyed_rng(seed, "layer_drop", *key).random(config.model.num_layers)
     return (draws < config.model.layer_drop).tolist()  # type: ignore[no-any-return]
 
 
@@ -403,12 +448,6 @@ def _metrics(run: _Run, step: int, norm: float) -> dict[str, float]:
     out = {**run.task.metrics(sums), **run.task.schedule_metrics(step), "lr": lr, "grad_norm": norm}
     if run.config.engine.precision == "fp16":
         out["loss_scale"] = run.engine.loss_scale
-    elif not all(map(torch.isfinite, torch.tensor([sums["loss"], norm]))):
-        raise FloatingPointError(
-            f"the loss is {sums['loss']} and the gradient norm {norm} at step {step}: lower "
-            f"schedule.peak_lr or warm up "
-            "longer; the run can be continued from its last checkpoint"
-        )
     return out
 
 

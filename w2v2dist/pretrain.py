@@ -111,10 +111,11 @@ class PretrainTask:
         torch.manual_seed(keyed_seed(config.seed, "init"))
         self.model = Wav2Vec2ForPretraining(config.model)
 
-    def collate(self, train: bool) -> Collate:
-        """Makes batches in the workers."""
+    def collate(self, train: bool, seed: int | None = None) -> Collate:
+        """Makes batches in the workers; `seed` instead of the configured one."""
+        config = self.config
         return PretrainCollate(
-            self.config.model, self.config.seed, self.config.data.min_samples, train
+            config.model, config.seed if seed is None else seed, config.data.min_samples, train
         )
 
     def losses(

@@ -104,7 +104,8 @@ def refused_changes(config: Any, old: dict[str, Any]) -> str:
     # A key that an older version did not have had its default
     defaults = to_dict(type(config)(run_dir=config.run_dir))
     changed = diff(merge(defaults, old), to_dict(config))
-    refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
+    may = {*MAY_CHANGE, *(k for k in changed if k.startswith("alarms."))}
+    refused = {k: v for k, v in changed.items() if k not in may}
     return "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
 
 

@@ -32,6 +32,13 @@ class ScheduleConfig:
             raise ValueError("warmup_fraction + hold_fraction must be at most 1")
 
 
+def warmup_steps(config: ScheduleConfig, max_steps: int) -> int:
+    """Updates until the learning rate is at its peak."""
+    return (
+        config.warmup_steps if config.name == "linear" else int(config.warmup_fraction * max_steps)
+    )
+
+
 def learning_rate(config: ScheduleConfig, step: int, max_steps: int) -> float:
     """Learning rate of update `step` (1 is the first) of `max_steps`."""
     if config.name == "linear":
@@ -40,7 +47,7 @@ def learning_rate(config: ScheduleConfig, step: int, max_steps: int) -> float:
         return config.peak_lr * max(
             0.0, (max_steps - step) / max(1, max_steps - config.warmup_steps)
         )
-    warmup = int(config.warmup_fraction * max_steps)
+    warmup = warmup_steps(config, max_steps)
     hold = int(config.hold_fraction * max_steps)
     decay = max(1, max_steps - warmup - hold)
     if step < warmup:

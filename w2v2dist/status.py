@@ -65,6 +65,7 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "skipped_utterances": max(
             (e["total"] for e in events if e["event"] == "sample_skipped"), default=0
         ),
+        "alarms": [e for e in events if e["event"] == "alarm"],
         "stalled_processes": len(_stalled(run_dir, starts)),
         "last_sign_of_life": max(
             (r["time"] for r in (*records, *events) if "time" in r), default=None
@@ -175,6 +176,9 @@ def format_status(status: dict[str, Any]) -> str:
     newest = s["checkpoint_step"]
     lines["checkpoint"] = "none" if newest is None else f"step {newest:,}"
     lines["skipped"] = f"{s['skipped_utterances']} utterances"
+    if s["alarms"]:
+        shown = (f"{e['alarm']} at step {e['step']:,} ({e['action']})" for e in s["alarms"][-3:])
+        lines["alarms"] = f"{len(s['alarms'])}; last: " + ", ".join(shown)
     if s["stalled_processes"]:
         lines["stalled"] = f"{s['stalled_processes']} processes (logs/stacks-*.txt)"
     if s["last_sign_of_life"] is not None:

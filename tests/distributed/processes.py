@@ -60,7 +60,7 @@ def write_config(folder: Path, task: str, shards: Path, **values: Any) -> Path:
         config["schedule"] = {"name": "tri_stage", "peak_lr": 1e-3}
         config["model"] |= {"channel_mask_prob": 0.2, "channel_mask_length": 8}
     for key, value in values.items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     path = folder / f"{task}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

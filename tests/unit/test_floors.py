@@ -16,6 +16,7 @@ distributed preemption watchdog
 model data decode metrics interop
 engine
 checkpoint run_folder
+alarms
 loop
 pretrain finetune language_model unsupervised report paper status
 evaluate export plan

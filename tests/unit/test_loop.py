@@ -24,7 +24,7 @@ PER_SLOT = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, layer_dr
 
 
 def test_layer_drop_is_one_draw_a_step_for_all_slots() -> None:
-    steps = [[_drop_layers(CONFIG, step, slot) for slot in range(4)] for step in range(1, 201)]
+    steps = [[_drop_layers(CONFIG, 1, step, slot) for slot in range(4)] for step in range(1, 201)]
     assert all(draw == draws[0] for draws in steps for draw in draws)
     assert len({tuple(draws[0]) for draws in steps}) > 150  # but another in every step
     rate = sum(sum(draws[0]) for draws in steps) / (200 * 24)
@@ -32,7 +32,7 @@ def test_layer_drop_is_one_draw_a_step_for_all_slots() -> None:
 
 
 def test_layer_drop_per_slot_differs_between_slots_and_needs_one_process() -> None:
-    draws = {tuple(_drop_layers(PER_SLOT, 1, slot)) for slot in range(4)}
+    draws = {tuple(_drop_layers(PER_SLOT, 1, 1, slot)) for slot in range(4)}
     assert len(draws) == 4
     world = World(rank=0, size=2, local_rank=0, device=torch.device("cpu"))
     with pytest.raises(ConfigError, match="layer_drop_per is slot but the job has 2 processes"):

@@ -28,6 +28,8 @@ SILENT = set(
     loop.async_save loop.log_samples
     loop.num_threads loop.timeout_s loop.stall_timeout_s
     engine.zero_stage
+    alarms.on_alarm alarms.grace_steps alarms.chance_margin alarms.min_code_usage
+    alarms.max_accuracy alarms.early_steps alarms.rollback_steps alarms.max_rollbacks
     """.split()
 )
 

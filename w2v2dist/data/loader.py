@@ -171,10 +171,10 @@ def _ignore_signals(worker: int) -> None:
 
 
 def training_items(
-    slots: list[int | None], start_step: int, max_steps: int
+    slots: list[int | None], steps: Iterable[int]
 ) -> Iterator[tuple[int, int | None]]:
     """(step, slot) of a process: all its slots of a step, then the next step."""
-    for step in range(start_step, max_steps + 1):
+    for step in steps:
         for slot in slots:
             yield step, slot
 
