@@ -24,7 +24,7 @@ from w2v2dist.keyed import keyed_rng, keyed_seed
 from w2v2dist.logging import RunLogger
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
-from w2v2dist.run_folder import locked, log_batch, prepare_run_folder
+from w2v2dist.run_folder import attempt, locked, log_batch, prepare_run_folder
 from w2v2dist.schedules import ScheduleConfig, learning_rate
 from w2v2dist.watchdog import Watchdog
 
@@ -423,6 +423,7 @@ def _resume(run: _Run) -> int:
                 step=run.saved_step,
                 old_world_size=meta["world_size"],
                 new_world_size=run.world.size,
+                **_attempt(run, run.saved_step),
             )
         return run.saved_step
     if folders:
@@ -432,9 +433,16 @@ def _resume(run: _Run) -> int:
             "use another run_dir to start again"
         )
     run.logger.event(
-        "start", world_size=run.world.size, num_parameters=sum(_sizes(run.engine.module))
+        "start",
+        world_size=run.world.size,
+        num_parameters=sum(_sizes(run.engine.module)),
+        **_attempt(run, 0),
     )
     return 0
+
+
+def _attempt(run: _Run, step: int) -> dict[str, int]:
+    return attempt(Path(run.config.run_dir), step) if run.world.is_main else {}
 
 
 def _sizes(module: nn.Module) -> list[int]:

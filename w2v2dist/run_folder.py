@@ -18,7 +18,7 @@ import torch
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError, diff, merge, read_yaml, to_dict, to_yaml
 from w2v2dist.data.loader import Batch
-from w2v2dist.logging import append_jsonl
+from w2v2dist.logging import append_jsonl, read_jsonl
 
 # Keys of a run that may differ when it is resumed: they change neither numbers nor data
 MAY_CHANGE = (
@@ -123,6 +123,15 @@ def prepare_run_folder(config: Any, fingerprint: str) -> None:
         "index_fingerprint": fingerprint,
     }
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def attempt(run_dir: Path, step: int) -> dict[str, int]:
+    """Of a start at `step`: the number of this attempt, from 1, and how many logged steps of the
+    one before are lost."""
+    starts = [e for e in read_jsonl(run_dir / "events.jsonl") if e["event"] in ("start", "resumed")]
+    since = starts[-1]["time"] if starts else 0.0
+    steps = [r["step"] for r in read_jsonl(run_dir / "metrics.jsonl") if r.get("time", -1) >= since]
+    return {"attempt": len(starts) + 1, "lost_steps": max([0, *(s - step for s in steps)])}
 
 
 def sample_record(batch: Batch) -> dict[str, Any]:
