@@ -56,7 +56,8 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "world_sizes": [size for size, _ in itertools.groupby(sizes)],
         "checkpoint_step": max(saved, default=None),
         "saving_seconds": sum(e["seconds"] for e in events if e["event"] == "saved"),
-        "restart_seconds": _restart_seconds([*records, *events]),
+        # What the job's script notes after a failure is no sign of life
+        "restart_seconds": _restart_seconds([*records, *(e for e in events if "job" not in e)]),
         "repeated_steps": repeated,
         "skipped_utterances": max(
             (e["total"] for e in events if e["event"] == "sample_skipped"), default=0

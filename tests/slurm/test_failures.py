@@ -105,7 +105,7 @@ def test_crash_loop_ends_the_job(cluster: Cluster) -> None:
     """A new checkpoint starts the count anew; leaving out nodes that failed twice does not."""
     job = ScriptJob(cluster, "crashing")
     saved = job.run_dir / "checkpoints"
-    third = f"[ $(grep -c address {job.log}) != 3 ]"
+    third = f"[ $(grep -c failed {job.run_dir}/events.jsonl) != 2 ]"
     job.start(f"{third} || mkdir -p {saved}/step_00000009; exit 1", "--nodes=1", min_nodes=1)
     cluster.wait(lambda: cluster.job(job.job_id)["JobState"] == "FAILED", "the job's end", 120)
     assert (job.said("task on"), job.restarts()) == (5, "2")
