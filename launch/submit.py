@@ -22,7 +22,8 @@ EPILOG = """examples:
   # here, on all GPUs (on the CPU: 2 processes)
   python launch/submit.py --local configs/tiny_pretrain.yaml data.train=DIR data.valid=DIR
 
-A job that is preempted, reaches its time limit or loses a node is requeued and resumes by itself.
+A job that is preempted, reaches its time limit or loses a node is requeued and resumes by itself;
+one that loses a process goes on in its allocation (docs/resume.md).
 Submitting the same run folder again resumes it too; a second job waits for the first.
 Logs: RUN/logs/JOB_RANK_log.out.
 """

@@ -8,10 +8,10 @@ import hashlib
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,10 @@ class ClusterConfig:
     srun_args: tuple[str, ...] = ()  # for example pyxis's --container-image=...
     python: str | None = None  # of the job, for example inside a container; null: this one
     signal_delay_s: int = 120  # USR2 so long before the time limit: for a step and a checkpoint
-    max_failures: int = 3  # without a new checkpoint between them: then the job is not requeued
+    max_failures: int = 3  # without a new checkpoint between them: then the job ends
+    # When a node dies, go on with the others in the same allocation (sbatch --no-kill) instead of
+    # queueing again. A process that dies never gives the allocation back.
+    no_kill: bool = False
     peak_tflops: float = 312.0  # of a GPU at 16 bits, for the plan (A100: 312, H100: 989)
     gpu_memory_gib: float = 80.0
 
@@ -105,30 +108,13 @@ def _hand_over(environment: submitit.JobEnvironment, signal_number: int, requeue
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of this task."""
-    place = {
+    """RANK, WORLD_SIZE and LOCAL_RANK of this task; the job's script has set MASTER_ADDR and
+    MASTER_PORT."""
+    return {
         "RANK": str(environment.global_rank),
         "WORLD_SIZE": str(environment.num_tasks),
         "LOCAL_RANK": str(environment.local_rank),
     }
-    if environment.cluster == "slurm":  # w2v2dist.local sets its own address and port
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        # Below the ephemeral ports, and another after each restart: a stale listener would split
-        # the ranks in two
-        port = 15_000 + (int(environment.raw_job_id) * 31 + restarts * 7) % 10_000
-        place |= {"MASTER_ADDR": _address(environment.hostnames[0]), "MASTER_PORT": str(port)}
-    return place
-
-
-def _address(node: str) -> str:
-    """Slurm's own address of a node, whose name need not resolve."""
-    command = ["scontrol", "show", "node", "--oneliner", node]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):  # no scontrol in a container: the name must do
-        return node
-    fields = dict(item.split("=", 1) for item in shown.stdout.split() if "=" in item)
-    return fields.get("NodeAddr", node)
 
 
 class Executor(submitit.SlurmExecutor):
@@ -152,6 +138,7 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
     optional = {key: getattr(cluster, key) for key in ("account", "qos", "partition", "constraint")}
     optional["gpus_per_node"] = cluster.gpus_per_node or None
     optional["exclusive"] = cluster.exclusive or None
+    no_kill: dict[str, Any] = {"no-kill": True} if cluster.no_kill else {}
     executor.update_parameters(
         job_name=f"{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:6]}",
         dependency="singleton",  # two jobs of one run folder never write it at the same time
@@ -166,41 +153,46 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
             "--cpu-bind=none",  # the data workers of a rank need more than the rank's one core
             *cluster.srun_args,
         ],
-        setup=_setup(cluster, run_dir),
-        teardown=_teardown(run_dir, cluster.max_failures),
-        additional_parameters={"nodes": nodes, "requeue": True, **cluster.sbatch},
+        setup=_setup(cluster, run_dir, nodes),
+        additional_parameters={"nodes": nodes, "requeue": True, **no_kill, **cluster.sbatch},
         **{key: value for key, value in optional.items() if value is not None},
     )
     return executor
 
 
-def _setup(cluster: ClusterConfig, run_dir: Path) -> list[str]:
-    clean = f"rm -f {shlex.quote(str(run_dir))}/logs/$SLURM_JOB_ID.error"
+def job_functions(run_dir: Path, min_nodes: str, no_kill: bool, max_failures: int) -> str:
+    """Shell: an `srun` that survives failed processes and nodes (job.sh says how)."""
+    values = {
+        "run": shlex.quote(str(run_dir.absolute())),
+        "min_nodes": min_nodes,
+        "no_kill": str(no_kill).lower(),
+        "max_failures": str(max_failures),
+    }
+    functions = resources.files("w2v2dist").joinpath("job.sh").read_text(encoding="utf-8")
+    return "\n".join([*(f"{key}={value}" for key, value in values.items()), functions])
+
+
+def _setup(cluster: ClusterConfig, run_dir: Path, nodes: str) -> list[str]:
     modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
     exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
-    return [clean, *modules, *exports, *cluster.setup]
+    least = nodes.split("-")[0]
+    functions = job_functions(run_dir, least, cluster.no_kill, cluster.max_failures)
+    return [*modules, *exports, *cluster.setup, functions]
 
 
-def _teardown(run_dir: Path, max_failures: int) -> list[str]:
-    """Requeue a failed job unless its configuration is wrong or it fails without progress."""
-    run = shlex.quote(str(run_dir))
-    failure = '"failed after ${last:-the start}"'
-    return [
-        "rc=$?",
-        f"record={run}/logs/$SLURM_JOB_ID",
-        'if [ "$rc" -eq 0 ] || [ -e "$record.error" ]; then exit "$rc"; fi',
-        f"last=$(ls {run}/checkpoints 2>/dev/null | grep '^step_[0-9]*$' | tail -n 1)",
-        f'[ "$rc" -eq {EXIT_PREEMPTED} ] || echo {failure} >> "$record.failures"',
-        f'count=$(grep -cx {failure} "$record.failures" 2>/dev/null)',
-        f'if [ "${{count:-0}}" -lt {max_failures} ]; then',
-        '  echo "exit code $rc: requeueing the job, it resumes after ${last:-the start}"',
-        '  scontrol requeue "$SLURM_JOB_ID" && sleep 120',  # Slurm ends this script meanwhile
-        "else",
-        f'  echo "exit code $rc: not requeued, {max_failures} failures without a new checkpoint"',
-        "fi",
-        'exit "$rc"',
-    ]
+def _print_functions(min_nodes: str, no_kill: str, config: str, *overrides: str) -> None:
+    """`job_functions` for the sbatch files, whose only knowledge of the run is its command."""
+    from w2v2dist.cli import read_config
+
+    try:
+        run_dir = Path(read_config(config, list(overrides)).run_dir)
+    except ValueError as error:
+        sys.exit(f"w2v2dist: {error}")
+    print(job_functions(run_dir, min_nodes, no_kill == "true", ClusterConfig().max_failures))
 
 
-if __name__ == "__main__":  # one rank of w2v2dist.local: CONFIG [key=value ...]
-    TrainJob(sys.argv[1], tuple(sys.argv[2:]))()
+if __name__ == "__main__":
+    if sys.argv[1] == "--functions":  # launch/*.sbatch
+        _print_functions(*sys.argv[2:])
+    else:  # one rank of w2v2dist.local: CONFIG [key=value ...]
+        TrainJob(sys.argv[1], tuple(sys.argv[2:]))()

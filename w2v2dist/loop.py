@@ -30,6 +30,7 @@ from w2v2dist.logging import RunLogger
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.preemption import PreemptionFlag
 from w2v2dist.run_folder import (
+    attempt,
     locked,
     log_batch,
     most_frequent_fault,
@@ -606,6 +607,7 @@ def _resume(run: _Run) -> int:
                 step=run.saved_step,
                 old_world_size=meta["world_size"],
                 new_world_size=run.world.size,
+                **_attempt(run, run.saved_step),
             )
         return run.saved_step
     if folders:
@@ -615,7 +617,10 @@ def _resume(run: _Run) -> int:
             "use another run_dir to start again"
         )
     run.logger.event(
-        "start", world_size=run.world.size, num_parameters=sum(_sizes(run.engine.module))
+        "start",
+        world_size=run.world.size,
+        num_parameters=sum(_sizes(run.engine.module)),
+        **_attempt(run, 0),
     )
     return 0
 
@@ -633,6 +638,10 @@ def _check_same_run(run: _Run, folder: Path, meta: dict[str, Any]) -> None:
             f"{folder} is a checkpoint of another configuration:\n{lines}\nmove it out of "
             "run_dir, or continue the run that it belongs to"
         )
+
+
+def _attempt(run: _Run, step: int) -> dict[str, int]:
+    return attempt(Path(run.config.run_dir), step) if run.world.is_main else {}
 
 
 def _sizes(module: nn.Module) -> list[int]:

@@ -136,6 +136,15 @@ def prepare_run_folder(config: Any, fingerprint: str) -> None:
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
 
 
+def attempt(run_dir: Path, step: int) -> dict[str, int]:
+    """Of a start at `step`: the number of this attempt, from 1, and how many logged steps of the
+    one before are lost."""
+    starts = [e for e in read_jsonl(run_dir / "events.jsonl") if e["event"] in ("start", "resumed")]
+    since = starts[-1]["time"] if starts else 0.0
+    steps = [r["step"] for r in read_jsonl(run_dir / "metrics.jsonl") if r.get("time", -1) >= since]
+    return {"attempt": len(starts) + 1, "lost_steps": max([0, *(s - step for s in steps)])}
+
+
 def sample_record(batch: Batch) -> dict[str, Any]:
     """What one slot used at one step, as `w2v2dist batches` prints it."""
     masked = None if batch.mask is None else round(float(batch.mask.float().mean()), 6)

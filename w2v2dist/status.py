@@ -60,7 +60,8 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "saving_seconds": sum(
             e.get("pause_seconds", e["seconds"]) for e in events if e["event"] == "saved"
         ),
-        "restart_seconds": _restart_seconds([*records, *events]),
+        # What the job's script notes after a failure is no sign of life
+        "restart_seconds": _restart_seconds([*records, *(e for e in events if "job" not in e)]),
         "repeated_steps": repeated,
         "skipped_utterances": max(
             (e["total"] for e in events if e["event"] == "sample_skipped"), default=0

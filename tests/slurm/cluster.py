@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -105,13 +107,43 @@ class Cluster:
         files.append(f"--socket={munge}/socket")
         self._daemon("runuser", "-u", "munge", "--", "munged", "--foreground", *files)
         self.wait(lambda: (munge / "socket").exists(), "munge's socket", 20)
-        conf = str(self.root / "slurm.conf")
-        self._daemon("slurmctld", "-D", "-f", conf)
+        self._daemon("slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
         for name in NODES:
-            self._daemon("slurmd", "-D", "-N", name, "-f", conf)
+            self.start_node(name)
         states = ("sinfo", "-h", "-N", "-p", "train", "-o", "%t")
         idle = ["idle"] * len(NODES)
         self.wait(lambda: self.command(*states).split() == idle, "four idle nodes", 60)
+
+    def start_node(self, name: str) -> None:
+        """Start the daemon of a node."""
+        self._daemon("slurmd", "-D", "-N", name, "-f", str(self.root / "slurm.conf"))
+
+    def kill_node(self, name: str) -> None:
+        """A node's sudden death: its daemon and its jobs are gone, and the controller knows it at
+        once instead of after SlurmdTimeout. `start_node` brings it back."""
+        daemon = next(d for d in self.daemons if d.args[2:4] == ("-N", name))  # type: ignore[index]
+        self.daemons.remove(daemon)
+        daemon.kill()
+        daemon.wait()
+        tasks = self.processes(name)
+        parents = {int((p / "stat").read_text().rsplit(")", 1)[1].split()[1]) for p in tasks}
+        shepherds = [p for p in parents if "slurmstepd" in Path(f"/proc/{p}/cmdline").read_text()]
+        for process in (*shepherds, *(int(p.name) for p in tasks)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
+
+    def processes(self, node: str, word: str = "") -> list[Path]:
+        """Folders under /proc of what jobs run on a node, with `word` in their command."""
+        wanted = {f"SLURM_CONF={self.root / 'slurm.conf'}", f"SLURMD_NODENAME={node}"}
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has just ended
+                variables = (folder / "environ").read_text(errors="replace").split("\0")
+                command = (folder / "cmdline").read_text(errors="replace")
+                if wanted <= set(variables) and word in command:
+                    found.append(folder)
+        return found
 
     def _daemon(self, *command: str) -> None:
         with (self.root / "daemons.log").open("ab") as log:

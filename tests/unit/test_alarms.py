@@ -71,7 +71,7 @@ def alarms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alarms]:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     world, logger = World.from_environment(), RunLogger(tmp_path)
-    yield Alarms(AlarmConfig(), tmp_path, world, logger)
+    yield Alarms(AlarmConfig(), tmp_path, world, logger, settle=lambda: None)
     logger.close()
     world.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from w2v2dist.cli import main
+from w2v2dist.run_folder import attempt
 from w2v2dist.status import read_status
 
 
@@ -105,6 +106,12 @@ def test_a_resumption_from_before_discards_what_was_trained_after_it(run: Path) 
     status = read_status(run)
     assert (status["step"], status["audio_hours"]) == (10, 0.5)
     assert status["repeated_steps"] == 10 + 30  # once each, however often it failed
+
+
+def test_attempt_and_lost_steps(run: Path) -> None:
+    assert attempt(run, 10) == {"attempt": 3, "lost_steps": 30}  # not those of the first attempt
+    assert attempt(run, 40) == {"attempt": 3, "lost_steps": 0}
+    assert attempt(run / "new", 0) == {"attempt": 1, "lost_steps": 0}
 
 
 def test_logs_without_times_count_nothing_as_repeated(run: Path) -> None:

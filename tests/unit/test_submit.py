@@ -16,6 +16,7 @@ from w2v2dist.cli import read_config
 from w2v2dist.cluster import ClusterConfig, make_executor
 from w2v2dist.config import ConfigError, from_dict, read_yaml
 from w2v2dist.local import run_local
+from w2v2dist.logging import read_jsonl
 from w2v2dist.plan import activation_bytes, count_parameters, make_plan, slot_flops
 from w2v2dist.preemption import EXIT_PREEMPTED
 
@@ -118,38 +119,47 @@ def test_script_without_gpus(tmp_path: Path) -> None:
     assert "--ntasks-per-node=4" in script
 
 
-def run_teardown(run_dir: Path, exit_code: int) -> tuple[int, bool]:
-    """Exit status of the rendered script's end, after `exit_code`, and whether it requeued."""
+def run_script(run_dir: Path, exit_code: int, state: str = "RUNNING") -> tuple[int, bool]:
+    """Exit status of a rendered script whose tasks end with `exit_code` on two nodes of which none
+    answers afterwards, and whether it requeued the job: Slurm's commands are stand-ins."""
     tools = run_dir / "bin"
     tools.mkdir(exist_ok=True)
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {run_dir}/requeued\n')
-    (tools / "sleep").write_text("#!/bin/sh\n")
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    script = make_executor(ClusterConfig(max_failures=2), run_dir, "1", 9).script()
-    script = f"(exit {exit_code})\n" + script.split("# teardown\n")[1]
+    commands = {
+        "srun": f'case "$*" in *--overlap*) exit 1;; esac; exit {exit_code}',
+        "squeue": "echo n1,n2",
+        "sinfo": "echo n1",
+        "scontrol": f"""case "$*" in
+          *hostnames*) echo n1; echo n2;;
+          requeue*) touch {run_dir}/requeued;;
+          *job*) echo JobId=7 JobState={state} StdErr={run_dir}/log StdIn=x;; esac""",
+    }
+    for name, command in commands.items():
+        (tools / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tools / name).chmod(0o755)
+    (run_dir / "log").touch()
+    script = make_executor(ClusterConfig(max_failures=2), run_dir, "1-2", 9).script()
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    code = subprocess.run(["bash", "-c", script], env=environment, check=False).returncode
+    done = subprocess.run(["bash", "-c", script], env=environment, check=False, timeout=60)
     requeued = (run_dir / "requeued").exists()
     (run_dir / "requeued").unlink(missing_ok=True)
-    return code, requeued
+    return done.returncode, requeued
 
 
 def test_failed_job_is_requeued_while_it_progresses(tmp_path: Path) -> None:
-    (tmp_path / "logs").mkdir()
-    assert run_teardown(tmp_path, 0) == (0, False)
-    assert run_teardown(tmp_path, 1) == (1, True)
+    assert run_script(tmp_path, 0) == (0, False)
+    assert run_script(tmp_path, 1) == (1, True)
     for _ in range(3):  # preempted: no failure
-        assert run_teardown(tmp_path, EXIT_PREEMPTED) == (EXIT_PREEMPTED, True)
-    assert run_teardown(tmp_path, 137) == (137, False)  # the second without a checkpoint
+        assert run_script(tmp_path, EXIT_PREEMPTED) == (EXIT_PREEMPTED, True)
+    assert run_script(tmp_path, 143, "COMPLETING") == (143, False)  # cancelled: none either
+    assert run_script(tmp_path, 2) == (2, False)  # a mistake in the configuration
+    assert run_script(tmp_path, 137) == (137, False)  # the second without a checkpoint
     (tmp_path / "checkpoints" / "step_00000100").mkdir(parents=True)
-    assert run_teardown(tmp_path, 1) == (1, True)
+    assert run_script(tmp_path, 1) == (1, True)
     (tmp_path / "checkpoints" / "step_00000200").mkdir()
-    assert run_teardown(tmp_path, 1) == (1, True)
-    assert run_teardown(tmp_path, 1) == (1, False)
-    (tmp_path / "checkpoints" / "step_00000300").mkdir()
-    (tmp_path / "logs" / "7.error").write_text("a mistake in the configuration")
-    assert run_teardown(tmp_path, 2) == (2, False)
+    assert run_script(tmp_path, 1) == (1, True)
+    assert run_script(tmp_path, 1) == (1, False)
+    names = [e["event"] for e in read_jsonl(tmp_path / "events.jsonl")]
+    assert names == ["failed", "failed", "crash_loop", "failed", "failed", "failed", "crash_loop"]
 
 
 def test_plan_of_large_on_16_nodes(capsys: pytest.CaptureFixture[str]) -> None:

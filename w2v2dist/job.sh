@@ -1,0 +1,100 @@
+# The part of a batch script that a failure meets. This `srun` stands before Slurm's: when a process or a node fails it
+# runs the same again on the nodes that answer, in the same allocation; with fewer than min_nodes it requeues the job.
+# Nodes that failed twice are left out. Set before: run (the run's folder), min_nodes, max_failures, no_kill (true or false).
+
+count() { grep -c . <<<"$1"; }
+without() { grep -vxFe "$2" <<<"$1"; } # the lines of $1 that are not in $2
+shown() { scontrol show job --oneliner "$SLURM_JOB_ID" | grep -o " $1=[^ ]*" | cut -d= -f2; }
+allocated() { scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)"; }
+
+answering() { # the allocated nodes that run a task within 30 s, in Slurm's order
+  local nodes on=(timeout 30 srun --overlap --nodes=1 --ntasks=1 --mem=0)
+  nodes=$(allocated)
+  grep -xFe "$(for node in $nodes; do "${on[@]}" --nodelist="$node" echo "$node" 2>/dev/null & done; wait)" <<<"$nodes"
+}
+
+event() { # NAME FIELDS, as JSON
+  printf '{"event": "%s", "time": %s, "job": "%s", %s}\n' "$1" "$(date +%s.%3N)" "$SLURM_JOB_ID" "$2" >>"$run/events.jsonl"
+}
+
+failed_twice() { # none where the partition would have fewer than min_nodes left
+  local nodes up
+  nodes=$(sed -n "s/.*\"failed\".*\"job\": \"$SLURM_JOB_ID\".*\"nodes\": \"\(.*\)\".*/\1/p" "$run/events.jsonl")
+  nodes=$(tr , '\n' <<<"$nodes" | sort | uniq -d | grep -vx unknown)
+  up=$(sinfo --noheader --Node --responding --partition="$SLURM_JOB_PARTITION" --states=idle,alloc,mix,comp --format=%N | sort -u)
+  [ "$(count "$(without "$up" "$nodes")")" -lt "$min_nodes" ] || echo "$nodes"
+}
+
+exclude() { # from the next allocation: Slurm takes it as soon as the job is requeued, and not before
+  local nodes old
+  nodes=$(failed_twice | paste -sd,)
+  [ -n "$nodes" ] || return
+  old=$(shown ExcNodeList)
+  echo "nodes that failed twice are excluded: $nodes"
+  scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$([ "$old" = "(null)" ] || echo "$old,")$nodes"
+}
+
+watch_first_node() { # with --no-kill, Slurm lets a job go on whose first node died, and this script with it
+  local second
+  second=$(sed -n 2p <<<"$nodes")
+  [ -z "$watch" ] || kill "$watch" 2>/dev/null
+  [ "$no_kill" = true ] && [ -n "$second" ] || return
+  (exec srun --overlap --nodes=1 --ntasks=1 --mem=0 --nodelist="$second" bash -c 'while sleep 20; do
+      nodes=$(scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)")
+      [ -z "$nodes" ] || grep -qx "$0" <<<"$nodes" || scontrol requeue "$SLURM_JOB_ID"
+    done' "$SLURMD_NODENAME" >/dev/null 2>&1) &
+  watch=$!
+}
+
+srun() {
+  local attempt=0 watch="" rc=1 nodes alive before said state failed checkpoint failures log
+  unset SLURM_NTASKS SLURM_NPROCS # of the whole allocation
+  mkdir -p "$run/logs" && touch "$run/events.jsonl" && rm -f "$run/logs/$SLURM_JOB_ID.error"
+  log=$(shown StdErr) # where Slurm's srun says which task failed
+  trap : TERM # Slurm ends the job: time enough, until KILL, to say why
+  nodes=$(without "$(allocated)" "$(failed_twice)")
+  [ "$(count "$nodes")" -ge "$min_nodes" ] || nodes=$(allocated)
+  while [ "$(count "$nodes")" -ge "$min_nodes" ]; do
+    # The address of the first node, whose name need not resolve, and another port each time: a stale listener would
+    # split the ranks in two. Below the ephemeral ports.
+    MASTER_ADDR=$(scontrol show node --oneliner "$(head -n 1 <<<"$nodes")" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
+    MASTER_PORT=$((15000 + (SLURM_JOB_ID * 31 + ${SLURM_RESTART_COUNT:-0} * 97 + attempt++ * 7) % 10000))
+    export MASTER_ADDR MASTER_PORT
+    watch_first_node
+    before=$(stat --format=%s "$log")
+    command srun --nodes="$(count "$nodes")" --nodelist="$(paste -sd, <<<"$nodes")" "$@"
+    rc=$?
+    if [ "$rc" -eq 0 ] || [ "$rc" -eq 2 ] || [ -e "$run/logs/$SLURM_JOB_ID.error" ]; then return "$rc"; fi # 2: a mistake
+    said=$(tail --bytes="+$((before + 1))" "$log" | grep -a '^srun: error: ')
+    state=$(shown JobState)
+    if [ "$state" != RUNNING ]; then # Slurm ends the job; a node failed or it is cancelled, preempted or requeued
+      failed=$(sed -n 's/^srun: error: Node failure on //p' <<<"$said" | head -n 1)
+      [ -n "$failed" ] || return "$rc"
+      failed=$(scontrol show hostnames "$failed")
+    else
+      [ "$rc" -ne 75 ] || break # saved after a signal
+      alive=$(answering)
+      failed=$(without "$nodes" "$alive")
+      # Else the node of the first task that failed: it takes the others with it
+      [ -n "$failed" ] || failed=$(sed -n 's/^srun: error: \([^ :]*\): tasks\{0,1\} .*/\1/p' <<<"$said" | head -n 1)
+    fi
+    checkpoint=$(ls "$run/checkpoints" 2>/dev/null | grep '^step_[0-9]*$' | tail -n 1)
+    checkpoint="\"checkpoint\": \"${checkpoint:-none}\""
+    failed=$(paste -sd, <<<"$failed")
+    event failed "$checkpoint, \"exit_code\": $rc, \"nodes\": \"${failed:=unknown}\""
+    if [ "$state" != RUNNING ]; then exclude; return "$rc"; fi
+    failures=$(grep -c "\"failed\".*\"job\": \"$SLURM_JOB_ID\", $checkpoint" "$run/events.jsonl")
+    if [ "$failures" -ge "$max_failures" ]; then
+      event crash_loop "$checkpoint, \"failures\": $failures"
+      echo "crash loop: $failures failures without a new checkpoint, so the job ends (exit code $rc). Look for the first" \
+        "error in $run/logs, remove its cause and submit the same command again: it resumes from the last checkpoint"
+      return "$rc"
+    fi
+    nodes=$(without "$alive" "$(failed_twice)")
+    echo "exit code $rc on node $failed; $(count "$nodes") nodes are left, at least $min_nodes are needed"
+  done
+  echo "exit code $rc: requeueing the job, it resumes from its last checkpoint"
+  trap '' TERM # which comes at once
+  scontrol requeue "$SLURM_JOB_ID" && exclude
+  return "$rc"
+}
