@@ -41,7 +41,7 @@ SlurmdPidFile={root}/slurmd.%n.pid
 SlurmdLogFile={root}/slurmd.%n.log
 SlurmdSpoolDir={root}/spool/%n
 SlurmdParameters=config_overrides
-SlurmdTimeout=60
+SlurmdTimeout={slurmd_timeout}
 MessageTimeout=60
 KillWait=10
 JobRequeue=1
@@ -64,6 +64,7 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.daemons: list[subprocess.Popen[bytes]] = []
+        self.slurmds: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = [free_port() for _ in range(len(NODES) + 1)]
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))},
@@ -75,8 +76,9 @@ class Cluster:
             "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
         }
 
-    def configure(self, user_signal: bool) -> None:
-        """Write slurm.conf; preemption warns with USR2 if `user_signal`, else with TERM."""
+    def configure(self, user_signal: bool, slurmd_timeout: int = 60) -> None:
+        """Write slurm.conf; preemption warns with USR2 if `user_signal`, else with TERM. A node is
+        down when it has been silent for `slurmd_timeout` seconds."""
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
             f"Port={port} CPUs=8 RealMemory=4000"
@@ -86,6 +88,7 @@ class Cluster:
             host=socket.gethostname().split(".")[0],
             port=self.ports[0],
             root=self.root,
+            slurmd_timeout=slurmd_timeout,
             nodes=nodes,
             parameters="SlurmctldParameters=preempt_send_user_signal" if user_signal else "",
         )
@@ -105,15 +108,26 @@ class Cluster:
         files.append(f"--socket={munge}/socket")
         self._daemon("runuser", "-u", "munge", "--", "munged", "--foreground", *files)
         self.wait(lambda: (munge / "socket").exists(), "munge's socket", 20)
-        conf = str(self.root / "slurm.conf")
-        self._daemon("slurmctld", "-D", "-f", conf)
+        self._daemon("slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
         for name in NODES:
-            self._daemon("slurmd", "-D", "-N", name, "-f", conf)
+            self.start_node(name)
         states = ("sinfo", "-h", "-N", "-p", "train", "-o", "%t")
         idle = ["idle"] * len(NODES)
         self.wait(lambda: self.command(*states).split() == idle, "four idle nodes", 60)
 
-    def _daemon(self, *command: str) -> None:
+    def start_node(self, name: str) -> None:
+        """Start the slurmd of a node."""
+        conf = str(self.root / "slurm.conf")
+        self.slurmds[name] = self._daemon("slurmd", "-D", "-N", name, "-f", conf)
+
+    def kill_slurmd(self, name: str) -> None:
+        """kill -9 of a node's slurmd; what runs on the node goes on without it."""
+        process = self.slurmds.pop(name)
+        self.daemons.remove(process)
+        process.kill()
+        process.wait()
+
+    def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.root / "daemons.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -124,6 +138,7 @@ class Cluster:
                 start_new_session=True,
             )
         self.daemons.append(process)
+        return process
 
     def stop(self) -> None:
         """Cancel all jobs, then stop exactly the daemons that `start` started."""
