@@ -23,7 +23,7 @@ import yaml
 from tests.conftest import synthetic_shards
 from tests.distributed.processes import write_config
 from tests.slurm.cluster import NODES, REPOSITORY, Cluster
-from tests.slurm.referee import Attack, attempts, losses, referee, report
+from tests.slurm.referee import Attack, attempts, losses, referee, report, seconds
 from w2v2dist.logging import read_jsonl
 
 KINDS = (
@@ -44,7 +44,7 @@ class Chaos:
         self.cluster, self.output = cluster, output
         self.reference, self.run_dir = output / "uninterrupted", output / "attacked"
         output.mkdir(parents=True, exist_ok=True)
-        self.max_steps = 40 + 10 * num_attacks
+        self.max_steps = 120 + 14 * num_attacks
         self.config = write_config(
             output,
             "pretrain",
@@ -73,7 +73,7 @@ class Chaos:
             self.attack = Attack(kind)
             self.mark()
             self.attack.what = ATTACKS[kind](self)
-            self.wait(lambda: self.attack.judge(self.run_dir, self.job), f"return after {kind}")
+            self.wait(self.is_back, f"a new step after {kind}: {self.attack.what}")
             self.attacks.append(self.attack)
             self.repair()
             a = self.attack
@@ -83,6 +83,14 @@ class Chaos:
                 flush=True,
             )
         self.finish(self.job)
+
+    def is_back(self) -> bool:
+        """Whether the run has come back from the attack and made a new step."""
+        if self.attack.judge(self.run_dir, self.job):
+            return True
+        event = read_jsonl(self.run_dir / "events.jsonl")[-1]["event"]
+        assert event != "finished", f"it ended before {self.attack.what} struck: too few steps"
+        return False
 
     def submit(self, sizes: tuple[int, int], run_dir: Path) -> str:
         """Submit the training as a user does; the same run folder goes on."""
@@ -305,30 +313,36 @@ def run_chaos(
 ) -> list[tuple[bool, str]]:
     """The uninterrupted run, the attacked one, the report; returns the referee's findings."""
     chaos = Chaos(cluster, output, shards, len(kinds))
-    started = time.monotonic()
     chaos.finish(chaos.submit((2, 2), chaos.reference))
-    print(f"uninterrupted: {time.monotonic() - started:.0f} s", flush=True)
-    chaos.run(kinds, seed)
-    findings = referee(chaos.run_dir, chaos.reference)
+    print(f"uninterrupted: {seconds(chaos.reference):.0f} s", flush=True)
+    findings = [(False, "the run did not come back from the attack after the last one below")]
+    try:
+        chaos.run(kinds, seed)
+        findings = referee(chaos.run_dir, chaos.reference)
+    finally:
+        if chaos.attacks:
+            text = report(chaos.attacks, findings, chaos.run_dir, header(chaos, len(kinds), seed))
+            (output / "report.md").write_text(text, encoding="utf-8")
+            print(text, flush=True)
+    return findings
+
+
+def header(chaos: Chaos, num_attacks: int, seed: int) -> list[str]:
+    """The report's first lines: when, where and what."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
     )
-    header = [
-        f"# Chaos: {len(kinds)} random attacks on one run, on a Slurm of {len(NODES)} nodes",
+    return [
+        f"# Chaos: {num_attacks} random attacks on one run, on a Slurm of {len(NODES)} nodes",
         "",
         f"{datetime.date.today()} · {os.cpu_count()} CPU cores · Python {platform.python_version()}"
         f" · commit {commit.stdout.strip() or 'unknown'} · "
-        f"`python -m tests.slurm.chaos --attacks {len(kinds)} --seed {seed}`",
+        f"`python -m tests.slurm.chaos --attacks {num_attacks} --seed {seed}`",
         "",
         f"The run: {chaos.max_steps} steps of 8 slots, fp32, ZeRO 1, a checkpoint every "
-        f"{SAVE_EVERY} steps, "
-        f"one process a node; a silent node is down after {SLURMD_TIMEOUT_S} s. The uninterrupted "
-        "run had 2 processes.",
+        f"{SAVE_EVERY} steps, one process a node; a silent node is down after {SLURMD_TIMEOUT_S} s."
+        f" The uninterrupted run took {seconds(chaos.reference):.0f} s with 2 processes.",
     ]
-    text = report(chaos.attacks, findings, chaos.run_dir, header)
-    (output / "report.md").write_text(text, encoding="utf-8")
-    print(text, flush=True)
-    return findings
 
 
 def main() -> int:
