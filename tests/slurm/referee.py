@@ -88,20 +88,21 @@ def read_samples(
     points = [resume_point(e) for e in attempts(run_dir)]
     for path in sorted((run_dir / "logs").glob("samples-*.jsonl")):
         rank = int(path.stem.removeprefix("samples-"))
-        starts = [(step + 1, size) for step, size in points if rank < size]
-        size, expected = num_slots, (0, 0)
+        starts = [((step + 1, rank), size) for step, size in points if rank < size]
+        due = {-1: (0, 0)}  # what may come next, by the attempt that may be going on
         for record in read_jsonl(path):
-            key = (record["step"], record["slot"])
-            if key != expected:  # the next attempt that begins like this
-                later = [i for i, (first, _) in enumerate(starts) if (first, rank) == key]
-                if later:
-                    size = starts[later[0]][1]
-                    del starts[: later[0] + 1]
-                else:
-                    problems.append(f"{path.name}: (step, slot) {key} where {expected} is due")
+            key = step, slot = record["step"], record["slot"]
             found[key].append(record)
-            step, slot = key
-            expected = (step, slot + size) if slot + size < num_slots else (step + 1, rank)
+            going_on = {i for i, expected in due.items() if expected == key}
+            going_on |= {i for i, start in enumerate(starts) if start[0] == key and i > min(due)}
+            if not going_on:
+                problems.append(f"{path.name}: (step, slot) {key} where {due[max(due)]} is due")
+                going_on = {max(due)}
+            sizes = {i: starts[i][1] if starts else num_slots for i in going_on}
+            due = {
+                i: (step, slot + size) if slot + size < num_slots else (step + 1, rank)
+                for i, size in sizes.items()
+            }
     return found, problems
 
 
