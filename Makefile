@@ -11,7 +11,7 @@ SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 MISSING = { ! $(SYSTEM_PYTHON) -c 'import ensurepip' || ! command -v g++ || ! test -e \
 	"$$($(SYSTEM_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; } >/dev/null 2>&1
 
-.PHONY: help setup demo test test-slurm lint format clean
+.PHONY: help setup demo test test-slurm chaos lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,10 @@ test-slurm: $(STAMP)  ## installs Slurm on this machine (Debian, root) and runs 
 	bash tests/slurm/install.sh
 	$(RUN)/python -m pytest -m slurm tests/slurm
 
+chaos: $(STAMP)  ## random attacks on one run on a real Slurm, and a report (ATTACKS=30 SEED=1 OUTPUT=chaos; 15 minutes)
+	bash tests/slurm/install.sh
+	$(RUN)/python -m tests.slurm.chaos --attacks $(or $(ATTACKS),30) --seed $(or $(SEED),1) --output $(or $(OUTPUT),chaos)
+
 lint: $(STAMP)  ## ruff and mypy
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
@@ -49,5 +53,5 @@ format: $(STAMP)  ## let ruff format and mend what it can
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
-clean:  ## remove the demo's output, caches and builds (not .venv)
-	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## remove the output of demo and chaos, caches and builds (not .venv)
+	rm -rf demo chaos build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -43,7 +43,7 @@ SlurmdPidFile={root}/slurmd.%n.pid
 SlurmdLogFile={root}/slurmd.%n.log
 SlurmdSpoolDir={root}/spool/%n
 SlurmdParameters=config_overrides
-SlurmdTimeout=60
+SlurmdTimeout={slurmd_timeout}
 MessageTimeout=60
 KillWait=10
 JobRequeue=1
@@ -66,6 +66,7 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.daemons: list[subprocess.Popen[bytes]] = []
+        self.slurmds: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = [free_port() for _ in range(len(NODES) + 1)]
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))},
@@ -77,8 +78,9 @@ class Cluster:
             "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
         }
 
-    def configure(self, user_signal: bool) -> None:
-        """Write slurm.conf; preemption warns with USR2 if `user_signal`, else with TERM."""
+    def configure(self, user_signal: bool, slurmd_timeout: int = 60) -> None:
+        """Write slurm.conf; preemption warns with USR2 if `user_signal`, else with TERM. A node is
+        down when it has been silent for `slurmd_timeout` seconds."""
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
             f"Port={port} CPUs=8 RealMemory=4000"
@@ -88,6 +90,7 @@ class Cluster:
             host=socket.gethostname().split(".")[0],
             port=self.ports[0],
             root=self.root,
+            slurmd_timeout=slurmd_timeout,
             nodes=nodes,
             parameters="SlurmctldParameters=preempt_send_user_signal" if user_signal else "",
         )
@@ -115,16 +118,21 @@ class Cluster:
         self.wait(lambda: self.command(*states).split() == idle, "four idle nodes", 60)
 
     def start_node(self, name: str) -> None:
-        """Start the daemon of a node."""
-        self._daemon("slurmd", "-D", "-N", name, "-f", str(self.root / "slurm.conf"))
+        """Start the slurmd of a node."""
+        conf = str(self.root / "slurm.conf")
+        self.slurmds[name] = self._daemon("slurmd", "-D", "-N", name, "-f", conf)
+
+    def kill_slurmd(self, name: str) -> None:
+        """kill -9 of a node's slurmd; what runs on the node goes on without it."""
+        process = self.slurmds.pop(name)
+        self.daemons.remove(process)
+        process.kill()
+        process.wait()
 
     def kill_node(self, name: str) -> None:
         """A node's sudden death: its daemon and its jobs are gone, and the controller knows it at
         once instead of after SlurmdTimeout. `start_node` brings it back."""
-        daemon = next(d for d in self.daemons if d.args[2:4] == ("-N", name))  # type: ignore[index]
-        self.daemons.remove(daemon)
-        daemon.kill()
-        daemon.wait()
+        self.kill_slurmd(name)
         tasks = self.processes(name)
         parents = {int((p / "stat").read_text().rsplit(")", 1)[1].split()[1]) for p in tasks}
         shepherds = [p for p in parents if "slurmstepd" in Path(f"/proc/{p}/cmdline").read_text()]
@@ -145,7 +153,7 @@ class Cluster:
                     found.append(folder)
         return found
 
-    def _daemon(self, *command: str) -> None:
+    def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.root / "daemons.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -156,6 +164,7 @@ class Cluster:
                 start_new_session=True,
             )
         self.daemons.append(process)
+        return process
 
     def stop(self) -> None:
         """Cancel all jobs, then stop exactly the daemons that `start` started."""
