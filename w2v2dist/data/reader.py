@@ -51,7 +51,7 @@ class ShardReader:
             if shard not in self._files:
                 if len(self._files) >= self.max_open:
                     os.close(self._files.popitem(last=False)[1])
-                self._files[shard] = os.open(self.index.shard_paths[shard], os.O_RDONLY)
+                self._files[shard] = os.open(self.index.shard_path(shard), os.O_RDONLY)
             self._files.move_to_end(shard)
             content = os.pread(self._files[shard], size, offset)
         except OSError as error:
