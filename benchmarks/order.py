@@ -157,19 +157,25 @@ def jump(args: argparse.Namespace) -> None:
 
 
 class PlannedReads:
-    """What a data worker asks of the index for a micro-batch, all but the audio."""
+    """What a data worker asks of the index for its micro-batches, all but the audio."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: list[int | None]) -> None:
+        self.slots, self.fresh = slots, True
         self.order: DataOrder | None = None
 
-    def __getitem__(self, item: tuple[int, int]) -> int:
+    def __getitem__(self, steps: range) -> int:
+        if self.fresh:  # a collection touches every object, and so copies every forked page
+            gc.collect()
+            self.fresh = False
         if self.order is None:
             return 0
-        index = self.order.index
-        micro = self.order.micro_batch(*item)
-        keys = [index.key(i) for i in micro.ids.tolist()]
-        columns = (index.shard, index.offset, index.size)
-        return len(keys) + int(sum(column[micro.ids].max() for column in columns))
+        index, used = self.order.index, 0
+        for item in training_items(self.slots, steps[0], steps[-1]):
+            micro = self.order.micro_batch(*item)  # type: ignore[arg-type]
+            used += sum(len(index.key(i)) for i in micro.ids.tolist())
+            for column in (index.shard, index.offset, index.size):
+                used += int(column[micro.ids].max())
+        return used
 
 
 def process_tree(pid: int) -> list[int]:
@@ -186,27 +192,27 @@ def resident(pid: int) -> dict[str, float]:
 
 def rank_main(args: argparse.Namespace, rank: int, world_size: int, barrier: Any, out: Any) -> None:
     """One rank with its data workers: its memory without an index, then with one."""
-    torch.set_num_threads(1)
     os.cpu_count = lambda: 64  # `iterate` starts no more workers than there are cores
     config = data_config()
     slots = VirtualRanks(config.virtual_world_size).slots(rank, world_size)
-    dataset = PlannedReads()
+    last = args.steps // len(slots)
+    # Every worker goes through all steps, as it would: in a range, that ranks need not wait long
+    items = [range(k + 1, min(k + 50, last) + 1) for k in range(0, last, 50)]
     for phase in ("without", "with"):
+        dataset = PlannedReads(slots)
         if phase == "with":
             _, dataset.order, *_ = open_both(args)
-        items = training_items(slots, 1, args.steps // len(slots))
         batches = iterate(
             dataset,  # type: ignore[arg-type]
-            items,
+            [*items, items[-1]],
             num_workers=config.num_workers,
             prefetch=config.prefetch,
             device=torch.device("cpu"),
         )
         with closing(batches):
-            for _ in range(
-                len(slots) * (args.steps // len(slots)) - 1
-            ):  # workers stay for the last
+            for _ in items:  # the workers stay for the last one
                 next(batches)
+            gc.collect()
             barrier.wait()
             tree = process_tree(os.getpid())
             assert len(tree) == 1 + config.num_workers, tree
@@ -221,7 +227,8 @@ def node(args: argparse.Namespace) -> None:
         "| nodes | slots of a process | processes of a node | without an index MiB "
         "| anonymous, with it | file pages, with it | in all, with it |\n|-|-|-|-|-|-|-|"
     )
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
+    torch.set_num_threads(1)
     for num_nodes in (NUM_NODES, 1):
         world_size = num_nodes * GPUS_PER_NODE
         barrier, out = context.Barrier(GPUS_PER_NODE), context.Queue()
@@ -232,10 +239,15 @@ def node(args: argparse.Namespace) -> None:
         for process in ranks:
             process.start()
         sums: dict[str, dict[str, float]] = {"without": {}, "with": {}}
-        for _ in range(2 * GPUS_PER_NODE):
-            phase, values = out.get(timeout=1_200)
-            for name, value in values.items():
-                sums[phase][name] = sums[phase].get(name, 0) + value
+        try:
+            for _ in range(2 * GPUS_PER_NODE):
+                phase, values = out.get(timeout=1_200)
+                for name, value in values.items():
+                    sums[phase][name] = sums[phase].get(name, 0) + value
+        except BaseException:
+            for process in ranks:
+                process.terminate()
+            raise
         for process in ranks:
             process.join()
         bare, full = sums["without"], sums["with"]
@@ -245,7 +257,7 @@ def node(args: argparse.Namespace) -> None:
             f"| {num_nodes} | {slots} | {count} | {bare['Pss']:,.0f} "
             f"| +{full['Pss_Anon'] - bare['Pss_Anon']:,.0f} "
             f"| +{full['Pss_File'] - bare['Pss_File']:,.0f} "
-            f"| {full['Pss'] - bare['Pss']:,.0f} |",
+            f"| +{full['Pss'] - bare['Pss']:,.0f} |",
             flush=True,
         )
 

@@ -28,7 +28,7 @@ console = Console(soft_wrap=True, highlight=False)
 def verify_shard(folder: Path, k: int) -> list[str]:
     """What is wrong with shard `k` of `folder`: size, members, samples, checksum."""
     index = ShardIndex.load(folder)
-    path = index.shard_paths[k]
+    path = index.shard_path(k)
     problem = index.shard_problem(k)
     if problem is not None:
         return [problem]

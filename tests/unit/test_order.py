@@ -3,6 +3,8 @@ sees the same."""
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,17 @@ from w2v2dist.config import ConfigError, from_dict
 from w2v2dist.data.audio import resample
 from w2v2dist.data.index import ShardEntry, ShardIndex, write_index
 from w2v2dist.data.loader import MicroBatches
-from w2v2dist.data.order import DataConfig, DataOrder, MicroBatch, validation_batches
+from w2v2dist.data.order import (
+    DataConfig,
+    DataOrder,
+    MicroBatch,
+    batch_by_size,
+    num_batches,
+    validation_batches,
+)
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.distributed import VirtualRanks
+from w2v2dist.keyed import keyed_rng
 
 
 def make_index(folder: Path, lengths: list[list[int]]) -> ShardIndex:
@@ -74,6 +84,81 @@ def test_every_eligible_utterance_is_used_exactly_once_an_epoch(index: ShardInde
             for i in m.ids
         )
         assert used == Counter(np.flatnonzero(index.num_samples >= 32_000).tolist())
+
+
+def walk(index: ShardIndex, config: DataConfig, slot: int, num_epochs: int) -> list[Any]:
+    """(epoch, ids, percents) of a slot's pre-training micro-batches: every plan, utterance by
+    utterance, as the design states it."""
+    percents = [round(100 * speed) for speed in config.speed_perturbation]
+    out = []
+    for epoch in range(num_epochs):
+        draws = keyed_rng(1, "speed", epoch).integers(len(percents), size=len(index))
+        size = {i: int(n) * 100 // percents[draws[i]] for i, n in enumerate(index.num_samples)}
+        shards = keyed_rng(1, "shards", epoch).permutation(len(index.shard_paths))
+        line = [
+            i
+            for k in shards
+            for i in range(index.shard_first[k], index.shard_first[k + 1])
+            if int(index.num_samples[i]) * 100 // max(percents) >= config.min_samples
+        ]
+        low, high = (len(line) * s // config.virtual_world_size for s in (slot, slot + 1))
+        for first in range(0, high - low, config.shuffle_window):
+            rng = keyed_rng(1, "window", epoch, slot, first)
+            window = rng.permutation(line[low:high][first : first + config.shuffle_window])
+            rest = sorted(window.tolist(), key=lambda i: -min(size[i], config.max_crop))
+            batches = []
+            while rest:
+                longest = min(size[rest[0]], config.max_crop)
+                count = max(1, config.max_samples_per_slot // longest)
+                batches.append(rest[:count])
+                rest = rest[count:]
+            for k in rng.permutation(len(batches)):
+                out.append((epoch, batches[k], [percents[draws[i]] for i in batches[k]]))
+    return out
+
+
+@pytest.mark.parametrize("speeds", [(1.0,), (0.9, 1.0, 1.1)])
+@pytest.mark.parametrize("window", [1, 20, 1_000])
+def test_any_jump_lands_where_planning_every_epoch_does(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch, speeds: tuple[float, ...], window: int
+) -> None:
+    monkeypatch.setattr("w2v2dist.data.order.DRAWN_AT_ONCE", 97)
+    config = replace(CONFIG, shuffle_window=window, speed_perturbation=speeds)
+    plans = {slot: walk(index, config, slot, 3) for slot in (0, 2, 5)}
+    order, rng = DataOrder(index, config, seed=1, crop=True), np.random.default_rng(0)
+    for _ in range(200):  # forwards and backwards, between slots
+        slot = int(rng.choice(list(plans)))
+        step = int(rng.integers(len(plans[slot]))) + 1
+        micro = order.micro_batch(step, slot)
+        expected = plans[slot][step - 1]
+        assert (micro.epoch, micro.ids.tolist(), micro.percent.tolist()) == expected
+
+
+def test_the_order_is_that_of_the_first_release(index: ShardIndex) -> None:
+    digest = hashlib.sha256()
+    for crop in (True, False):
+        order = DataOrder(index, replace(CONFIG, speed_perturbation=SPEEDS), seed=7, crop=crop)
+        for micro in (order.micro_batch(step, slot) for step in (1, 9, 50) for slot in range(6)):
+            for values in (micro.ids, micro.starts, micro.num_samples, micro.percent):
+                digest.update(values.astype("<i8").tobytes())
+    assert digest.hexdigest()[:16] == "98d4788e6cdbb6be"
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes=st.lists(st.integers(1, 90), max_size=60), limit=st.integers(90, 400))
+def test_micro_batches_are_counted_without_making_them(sizes: list[int], limit: int) -> None:
+    array = np.array(sizes, np.int64)
+    assert num_batches(array, limit) == len(batch_by_size(array, array, limit))
+
+
+def test_no_process_keeps_anything_of_the_length_of_the_index(tmp_path: Path) -> None:
+    index = make_index(tmp_path, [[32_000 + i for i in range(2_000)]] * 10)
+    config = replace(CONFIG, speed_perturbation=SPEEDS)
+    order = DataOrder(index, config, seed=1, crop=True)
+    for slot in range(6):
+        order.micro_batch(3_000, slot)
+    # The index itself is mapped again by whoever unpickles it
+    assert len(pickle.dumps(order)) < len(index)
 
 
 def test_epochs_and_seeds_differ(index: ShardIndex) -> None:

@@ -218,7 +218,7 @@ class ShardIndex:
         self.name = str(content["name"])
         self.fingerprint = str(content["fingerprint"])
         self.speakers: list[str] = content["speakers"]
-        self.shard_paths = [folder / shard["path"] for shard in content["shards"]]
+        self._paths = [str(folder / shard["path"]) for shard in content["shards"]]
         self.shard_bytes = [int(shard["bytes"]) for shard in content["shards"]]
         self.shard_sha256 = [str(shard["sha256"]) for shard in content["shards"]]
         counts = [shard["num_utterances"] for shard in content["shards"]]
@@ -275,7 +275,7 @@ class ShardIndex:
         index.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
         speakers = sorted({s for part in parts for s in part.speakers})
         number = {s: i for i, s in enumerate(speakers)}
-        first_shard = np.cumsum([0, *(len(part.shard_paths) for part in parts)])
+        first_shard = np.cumsum([0, *(len(part._paths) for part in parts)])
         first = np.cumsum([0, *(len(part) for part in parts)])
         columns = {c: np.concatenate([getattr(part, c) for part in parts]) for c in COLUMNS}
         for part, a, b, k in zip(parts, first[:-1], first[1:], first_shard[:-1], strict=True):
@@ -286,7 +286,7 @@ class ShardIndex:
         index._keys = [(a, *part._keys[0][1:]) for part, a in starts]
         index.shard_first = np.concatenate([[0], *(part.shard_first[1:] + a for part, a in starts)])
         for part in parts[1:]:
-            index.shard_paths += part.shard_paths
+            index._paths += part._paths
             index.shard_bytes += part.shard_bytes
             index.shard_sha256 += part.shard_sha256
         index.speakers = speakers
@@ -296,6 +296,15 @@ class ShardIndex:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         # Another process maps the files itself; pickled columns would be copies.
         return ShardIndex.load_many, (self.folders,)
+
+    @property
+    def shard_paths(self) -> list[Path]:
+        """The tars. Made anew at each use: garbage collection would copy them into each worker."""
+        return [Path(path) for path in self._paths]
+
+    def shard_path(self, k: int) -> Path:
+        """The tar of shard `k`."""
+        return Path(self._paths[k])
 
     def __len__(self) -> int:
         return int(self.shard_first[-1])
@@ -316,7 +325,7 @@ class ShardIndex:
     def check_shard_sizes(self) -> None:
         """Raise ValueError naming shards that are missing or differ in size, and the remedy."""
         with ThreadPoolExecutor(32) as pool:  # a network file system answers many at a time
-            found = list(pool.map(self.shard_problem, range(len(self.shard_paths))))
+            found = list(pool.map(self.shard_problem, range(len(self._paths))))
         problems = [problem for problem in found if problem is not None]
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
@@ -324,7 +333,7 @@ class ShardIndex:
 
     def shard_problem(self, k: int) -> str | None:
         """What is wrong with the size of shard `k`, and the remedy; None where nothing is."""
-        path, stated = self.shard_paths[k], self.shard_bytes[k]
+        path, stated = self.shard_path(k), self.shard_bytes[k]
         try:
             actual = path.stat().st_size
         except FileNotFoundError:

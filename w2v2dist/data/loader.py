@@ -127,7 +127,7 @@ class MicroBatches(Dataset[Batch]):
                     wave = wave[: int(micro.num_samples[row])]
                 labels = self.reader.labels(i) if self.with_labels else {}
             except BadSample as error:
-                shard = self.reader.index.shard_paths[int(self.reader.index.shard[i])]
+                shard = self.reader.index.shard_path(int(self.reader.index.shard[i]))
                 record = {"key": key, "shard": str(shard), "reason": str(error)}
                 rows.bad.append({**record, "read_error": isinstance(error, ReadError)})
                 continue

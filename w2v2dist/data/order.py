@@ -149,7 +149,9 @@ class DataOrder:
                 f"one: add audio, or "
                 "lower data.virtual_world_size or data.min_samples"
             )
-        self._ends: dict[int, list[int]] = {}  # slot -> its last step in each window of its stream
+        # The last epoch's permuted shards, and how many utterances lie up to the end of each
+        self._line: tuple[int, Array, Array] = (-1, self._count, self._count)
+        self._ends: dict[int, list[int]] = {}  # slot -> 0, then its last step in each window
         self._number: dict[int, int] = {}  # slot -> the window it is in, counted through epochs
         self._window: dict[int, _Window] = {}
 
@@ -191,11 +193,12 @@ class DataOrder:
         )
         return low, high
 
-    def _slot_ids(self, epoch: int, slot: int) -> Array:
-        """Eligible utterances of the slot's range of the epoch's line of shards."""
-        shards = keyed_rng(self.seed, "shards", epoch).permutation(len(self._count))
-        ends = np.cumsum(self._count[shards])
-        low, high = self._range(slot)
+    def _ids(self, epoch: int, low: int, high: int) -> Array:
+        """Utterances low … high - 1 of the epoch's line of eligible ones, shard behind shard."""
+        if self._line[0] != epoch:
+            shards = keyed_rng(self.seed, "shards", epoch).permutation(len(self._count))
+            self._line = epoch, shards, np.cumsum(self._count[shards])
+        _, shards, ends = self._line
         parts = []
         for k in range(int(np.searchsorted(ends, low, side="right")), len(shards)):
             start = int(ends[k] - self._count[shards[k]])
@@ -208,35 +211,31 @@ class DataOrder:
 
     def _find(self, step: int, slot: int) -> tuple[int, Array, Array]:
         """Epoch, utterances and percents of the micro-batch. Windows before its own are counted."""
-        window_size = self.config.shuffle_window
         low, high = self._range(slot)
-        num_windows = -(-(high - low) // window_size)  # of every epoch
-        ends = self._ends.setdefault(slot, [])
-        while not ends or ends[-1] < step:
-            epoch = len(ends) // num_windows
-            ids = self._slot_ids(epoch, slot)
+        starts = range(low, high, self.config.shuffle_window)  # of the windows of every epoch
+        ends = self._ends.setdefault(slot, [0])
+        while ends[-1] < step:
+            epoch, k = divmod(len(ends) - 1, len(starts))
+            ids = self._ids(epoch, starts[k], min(starts[k] + starts.step, high))
             sizes = self._sizes(ids, self._speeds(epoch, ids))
-            for first in range(0, len(ids), window_size):
-                window = sizes[first : first + window_size]
-                count = num_batches(window, self.config.max_samples_per_slot)
-                ends.append((ends[-1] if ends else 0) + count)
-        number = bisect.bisect_left(ends, step)
-        epoch, k = divmod(number, num_windows)
-        position = step - 1 - (ends[number - 1] if number else 0)
+            ends.append(ends[-1] + num_batches(sizes, self.config.max_samples_per_slot))
+        number = bisect.bisect_left(ends, step) - 1
         if self._number.get(slot) != number:
+            epoch, k = divmod(number, len(starts))
             self._number[slot] = number
-            self._window[slot] = self._make_window(epoch, slot, k * window_size)
-        window = self._window[slot]
+            self._window[slot] = self._make_window(epoch, slot, starts[k])
+        window, position = self._window[slot], step - 1 - ends[number]
         rows = slice(*window.cuts[position : position + 2])
-        return epoch, window.ids[rows], window.percent[rows]
+        return number // len(starts), window.ids[rows], window.percent[rows]
 
     def _sizes(self, ids: Array, percent: Array) -> Array:
         return np.minimum(played(self.index.num_samples[ids], percent), self.config.max_crop)
 
-    def _make_window(self, epoch: int, slot: int, low: int) -> _Window:
-        """The micro-batches of the window that begins at position `low` of the slot's range."""
-        rng = keyed_rng(self.seed, "window", epoch, slot, low)
-        ids = self._slot_ids(epoch, slot)[low : low + self.config.shuffle_window]
+    def _make_window(self, epoch: int, slot: int, start: int) -> _Window:
+        """The micro-batches of the slot's window that begins at `start` of the epoch's line."""
+        low, high = self._range(slot)
+        rng = keyed_rng(self.seed, "window", epoch, slot, start - low)
+        ids = self._ids(epoch, start, min(start + self.config.shuffle_window, high))
         ids = rng.permutation(ids)
         percent = self._speeds(epoch, ids)
         limit = self.config.max_samples_per_slot

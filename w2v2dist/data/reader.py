@@ -74,7 +74,7 @@ class ShardReader:
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
         shard = int(self.index.shard[i])
-        path = self.index.shard_paths[shard]
+        path = self.index.shard_path(shard)
         failed_at, stalled = self._given_up.get(shard, (-math.inf, False))
         age_s = time.monotonic() - failed_at
         if stalled and age_s < STALL_REST * self.timeout_s:
