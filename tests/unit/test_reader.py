@@ -51,8 +51,8 @@ def test_a_shard_that_comes_back_costs_nothing_but_time(
     if damage == "input/output error":
         path.symlink_to("/proc/self/mem")  # the kernel answers EIO
     timer = threading.Timer(0.5, lambda: whole.replace(path))
-    timer.start()
     before = time.monotonic()
+    timer.start()
     np.testing.assert_array_equal(reader.audio(0), expected)
     assert time.monotonic() - before > 0.4
     timer.join()
