@@ -93,6 +93,15 @@ class Cluster:
 
     def start(self) -> None:
         """Start all daemons as children of this process and wait until the nodes are idle."""
+        self.start_controller()
+        for name in NODES:
+            self._daemon("slurmd", "-D", "-N", name, "-f", str(self.root / "slurm.conf"))
+        states = ("sinfo", "-h", "-N", "-p", "train", "-o", "%t")
+        idle = ["idle"] * len(NODES)
+        self.wait(lambda: self.command(*states).split() == idle, "four idle nodes", 60)
+
+    def start_controller(self) -> None:
+        """Start munge and slurmctld."""
         munge = self.root / "munge"
         for folder in (munge, self.root / "state", *(self.root / "spool" / n for n in NODES)):
             folder.mkdir(parents=True)
@@ -105,13 +114,7 @@ class Cluster:
         files.append(f"--socket={munge}/socket")
         self._daemon("runuser", "-u", "munge", "--", "munged", "--foreground", *files)
         self.wait(lambda: (munge / "socket").exists(), "munge's socket", 20)
-        conf = str(self.root / "slurm.conf")
-        self._daemon("slurmctld", "-D", "-f", conf)
-        for name in NODES:
-            self._daemon("slurmd", "-D", "-N", name, "-f", conf)
-        states = ("sinfo", "-h", "-N", "-p", "train", "-o", "%t")
-        idle = ["idle"] * len(NODES)
-        self.wait(lambda: self.command(*states).split() == idle, "four idle nodes", 60)
+        self._daemon("slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
 
     def _daemon(self, *command: str) -> None:
         with (self.root / "daemons.log").open("ab") as log:
