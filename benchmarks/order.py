@@ -163,14 +163,16 @@ class PlannedReads:
         self.slots, self.fresh = slots, True
         self.order: DataOrder | None = None
 
-    def __getitem__(self, steps: range) -> int:
+    def __getitem__(self, part: tuple[range, int]) -> int:
+        """One worker's share of some steps: every so many-th micro-batch, as `iterate` deals."""
         if self.fresh:  # a collection touches every object, and so copies every forked page
             gc.collect()
             self.fresh = False
         if self.order is None:
             return 0
-        index, used = self.order.index, 0
-        for item in training_items(self.slots, steps[0], steps[-1]):
+        index, used, (steps, worker) = self.order.index, 0, part
+        items = list(training_items(self.slots, steps[0], steps[-1]))
+        for item in items[worker :: self.order.config.num_workers]:
             micro = self.order.micro_batch(*item)  # type: ignore[arg-type]
             used += sum(len(index.key(i)) for i in micro.ids.tolist())
             for column in (index.shard, index.offset, index.size):
@@ -196,15 +198,19 @@ def rank_main(args: argparse.Namespace, rank: int, world_size: int, barrier: Any
     config = data_config()
     slots = VirtualRanks(config.virtual_world_size).slots(rank, world_size)
     last = args.steps // len(slots)
-    # Every worker goes through all steps, as it would: in a range, that ranks need not wait long
-    items = [range(k + 1, min(k + 50, last) + 1) for k in range(0, last, 50)]
+    # Many micro-batches at a time, that ranks need not wait for their workers long
+    items = [
+        (range(k + 1, k + 49), worker)
+        for k in range(0, last - 47, 48)
+        for worker in range(config.num_workers)
+    ]
     for phase in ("without", "with"):
         dataset = PlannedReads(slots)
         if phase == "with":
             _, dataset.order, *_ = open_both(args)
         batches = iterate(
             dataset,  # type: ignore[arg-type]
-            [*items, items[-1]],
+            [*items, *items[: config.num_workers]],
             num_workers=config.num_workers,
             prefetch=config.prefetch,
             device=torch.device("cpu"),

@@ -98,6 +98,15 @@ class Cluster:
 
     def start(self) -> None:
         """Start all daemons as children of this process and wait until the nodes are idle."""
+        self.start_controller()
+        for name in NODES:
+            self.start_node(name)
+        states = ("sinfo", "-h", "-N", "-p", "train", "-o", "%t")
+        idle = ["idle"] * len(NODES)
+        self.wait(lambda: self.command(*states).split() == idle, "four idle nodes", 60)
+
+    def start_controller(self) -> None:
+        """Start munge and slurmctld."""
         munge = self.root / "munge"
         for folder in (munge, self.root / "state", *(self.root / "spool" / n for n in NODES)):
             folder.mkdir(parents=True)
@@ -111,11 +120,6 @@ class Cluster:
         self._daemon("runuser", "-u", "munge", "--", "munged", "--foreground", *files)
         self.wait(lambda: (munge / "socket").exists(), "munge's socket", 20)
         self._daemon("slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
-        for name in NODES:
-            self.start_node(name)
-        states = ("sinfo", "-h", "-N", "-p", "train", "-o", "%t")
-        idle = ["idle"] * len(NODES)
-        self.wait(lambda: self.command(*states).split() == idle, "four idle nodes", 60)
 
     def start_node(self, name: str) -> None:
         """Start the slurmd of a node."""

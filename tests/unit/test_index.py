@@ -6,13 +6,14 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from w2v2dist.data.audio import to_flac
-from w2v2dist.data.index import ShardIndex, atomic, index_shard, write_index
+from w2v2dist.data.index import ShardEntry, ShardIndex, atomic, index_shard, write_index
 
 Utterance = tuple[str, int, str | None]  # key, samples, speaker
 
@@ -36,7 +37,14 @@ def make(folder: Path, shards: list[list[Utterance]]) -> str:
     for k, utterances in enumerate(shards):
         write_tar(folder / f"x-{k:06d}.tar", utterances)
     tars = sorted(folder.glob("*.tar"))
-    return write_index(folder, "x", [index_shard(tar) for tar in tars], {"note": 1})
+    summary = {"note": 0}
+
+    def entries() -> Iterator[ShardEntry]:  # as shards/build.py: one at a time, counting
+        for tar in tars:
+            yield index_shard(tar)
+        summary["note"] = 1
+
+    return write_index(folder, "x", entries(), summary)
 
 
 ONE: list[list[Utterance]] = [
@@ -74,6 +82,27 @@ def test_columns_lead_to_the_bytes(tmp_path: Path) -> None:
     assert isinstance(index.num_samples, np.memmap)
     with pytest.raises(IndexError, match="utterance 5 is not in an index of 5"):
         index.key(5)
+
+
+def test_the_files_are_what_numpy_writes(tmp_path: Path) -> None:
+    make(tmp_path, ONE)
+    for path in tmp_path.glob("index.*.npy"):
+        whole = io.BytesIO()
+        np.save(whole, np.load(path))
+        assert path.read_bytes() == whole.getvalue()
+
+
+def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    make(tmp_path, ONE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def entries() -> Iterator[ShardEntry]:
+        yield index_shard(tmp_path / "x-000000.tar")
+        raise ValueError("the second report is damaged")
+
+    with pytest.raises(ValueError, match="second report"):
+        write_index(tmp_path, "x", entries(), {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_several_folders_are_one_index(tmp_path: Path) -> None:

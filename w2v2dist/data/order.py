@@ -97,8 +97,8 @@ class DataConfig:
 class _Window:
     """The micro-batches of a slot's window in order: the k-th begins at row cuts[k]."""
 
-    ids: Array
-    percent: Array
+    ids: npt.NDArray[np.uint32]
+    percent: npt.NDArray[np.uint8]
     cuts: Array
 
 
@@ -226,7 +226,8 @@ class DataOrder:
             self._window[slot] = self._make_window(epoch, slot, starts[k])
         window, position = self._window[slot], step - 1 - ends[number]
         rows = slice(*window.cuts[position : position + 2])
-        return number // len(starts), window.ids[rows], window.percent[rows]
+        ids, percent = (a[rows].astype(np.int64) for a in (window.ids, window.percent))
+        return number // len(starts), ids, percent
 
     def _sizes(self, ids: Array, percent: Array) -> Array:
         return np.minimum(played(self.index.num_samples[ids], percent), self.config.max_crop)
@@ -243,7 +244,7 @@ class DataOrder:
         rows = [rows[i] for i in rng.permutation(len(rows))]
         flat = np.concatenate(rows)
         cuts = np.cumsum([0, *map(len, rows)])
-        return _Window(ids=ids[flat], percent=percent[flat], cuts=cuts)
+        return _Window(ids[flat].astype(np.uint32), percent[flat].astype(np.uint8), cuts)
 
 
 def played(num_samples: npt.NDArray[np.integer[Any]], percent: Array | int) -> Array:
