@@ -44,7 +44,7 @@ class Chaos:
         self.cluster, self.output = cluster, output
         self.reference, self.run_dir = output / "uninterrupted", output / "attacked"
         output.mkdir(parents=True, exist_ok=True)
-        self.max_steps = 120 + 14 * num_attacks
+        self.max_steps = 60 + 14 * num_attacks
         self.config = write_config(
             output,
             "pretrain",
