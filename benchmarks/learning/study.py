@@ -101,6 +101,14 @@ def slug(arm: str, seed: int) -> str:
 
 def one_run(arguments: argparse.Namespace, arm: Arm, seed: int) -> dict[str, float]:
     """Pre-train, fine-tune and score; returns error rates in % on the unseen speaker."""
+    folder = arguments.output / "runs" / f"finetune_{slug(arm.name, seed)}"
+    if not (folder / "evaluation.json").exists():
+        _train_and_score(arguments, arm, seed)
+    scores = json.loads((folder / "evaluation.json").read_text())
+    return {k: 100 * scores[k] for k in ("cer", "wer")}
+
+
+def _train_and_score(arguments: argparse.Namespace, arm: Arm, seed: int) -> None:
     output, shards = arguments.output, arguments.output / "shards"
     source = None
     if arm.name != NONE:
@@ -131,8 +139,6 @@ def one_run(arguments: argparse.Namespace, arm: Arm, seed: int) -> dict[str, flo
     )
     evaluate = [sys.executable, "-m", "w2v2dist.cli", "evaluate", str(folder)]
     run([*evaluate, "--data", str(shards / "single_test")], output / "evaluate.log")
-    scores = json.loads((folder / "evaluation.json").read_text())
-    return {k: 100 * scores[k] for k in ("cer", "wer")}
 
 
 def curve(folder: Path, key: str) -> dict[int, float]:
@@ -174,17 +180,18 @@ def verdict(comparison: Comparison, scores: dict[str, list[dict[str, float]]]) -
     for better, worse in comparison.pairs:
         pairs = [b["cer"] - a["cer"] for a, b in zip(scores[better], scores[worse], strict=False)]
         mean = statistics.mean(pairs)
-        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("inf")
-        clear = abs(mean) > 2 * error
-        if comparison.equal:
-            word = "**they differ**" if clear else "agrees: no clear difference"
-        elif not clear:
+        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
+        if len(pairs) == 1:
+            word = "one seed, which says nothing of the spread"
+        elif comparison.equal:
+            word = "**they differ**" if abs(mean) > 2 * error else "agrees: no clear difference"
+        elif abs(mean) <= 2 * error:
             word = "the direction agrees, not clearly" if mean > 0 else "**does not show it**"
         else:
             word = "agrees" if mean > 0 else "**does not agree: the order is the other one**"
+        spread = "" if len(pairs) == 1 else f", standard error {error:.1f} over {len(pairs)} seeds"
         lines.append(
-            f"- {better} before {worse}: {mean:+.1f} points of letter errors, standard error "
-            f"{error:.1f} over {len(pairs)} seeds: {word}."
+            f"- {better} before {worse}: {mean:+.1f} points of letter errors{spread}: {word}."
         )
     return lines
 
@@ -268,6 +275,7 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, help="Markdown page to write (default: OUTPUT/results.md)"
     )
+    parser.add_argument("--report-only", action="store_true", help="the page of the finished runs")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     arguments.command = (
@@ -277,11 +285,18 @@ def main() -> int:
     if not (arguments.output / "shards" / "single_test" / "index.json").exists():
         build_shards(arguments.speech, arguments.output)
     known = arms()
+
+    def scored(job: tuple[str, int]) -> bool:
+        folder = arguments.output / "runs" / f"finetune_{slug(*job)}"
+        return (folder / "evaluation.json").exists()
+
     count = {name: arguments.ablation_seeds for name in known}
     count |= dict.fromkeys((BASELINE, NONE), arguments.seeds)
     jobs = [(arm, seed) for arm in known for seed in range(1, count[arm] + 1)]
     # A stopped study should have something of each: every arm once, then the first comparison
     jobs.sort(key=lambda job: (job[1] > 1, job[0] not in (BASELINE, NONE), job[1]))
+    if arguments.report_only:
+        jobs = [*filter(scored, jobs)]
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda job: one_run(arguments, known[job[0]], job[1]), jobs))
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in known}
@@ -289,7 +304,7 @@ def main() -> int:
         scores[arm].append(score)
     page = arguments.results or arguments.output / "results.md"
     figure = page.with_suffix(".svg")
-    draw(arguments, {arm: list(range(1, n + 1)) for arm, n in count.items()}, figure)
+    draw(arguments, {arm: list(range(1, len(s) + 1)) for arm, s in scores.items()}, figure)
     page.write_text(results_page(arguments, scores, figure.name))
     print(page.read_text())
     return 0
