@@ -174,24 +174,23 @@ def draw(arguments: argparse.Namespace, seeds: dict[str, list[int]], path: Path)
 
 
 def verdict(comparison: Comparison, scores: dict[str, list[dict[str, float]]]) -> list[str]:
-    """What the figures say of each expected order: agreed with where the means differ by more than
-    the standard error of their difference (paired by seed)."""
+    """What the figures say of each expected order, seed by seed; never more than their number."""
     lines = []
     for better, worse in comparison.pairs:
-        pairs = [b["cer"] - a["cer"] for a, b in zip(scores[better], scores[worse], strict=False)]
-        mean = statistics.mean(pairs)
-        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
-        if len(pairs) == 1:
+        gains = [b["cer"] - a["cer"] for a, b in zip(scores[better], scores[worse], strict=False)]
+        mean, won = statistics.mean(gains), sum(gain > 0 for gain in gains)
+        if len(gains) == 1:
             word = "one seed, which says nothing of the spread"
-        elif comparison.equal:
-            word = "**they differ**" if abs(mean) > 2 * error else "agrees: no clear difference"
-        elif abs(mean) <= 2 * error:
-            word = "the direction agrees, not clearly" if mean > 0 else "**does not show it**"
+        elif 0 < won < len(gains):
+            word = "the seeds disagree" + ("" if comparison.equal else ": **not shown**")
+        elif comparison.equal or not won:
+            word = "**another direction than expected**"
         else:
-            word = "agrees" if mean > 0 else "**does not agree: the order is the other one**"
-        spread = "" if len(pairs) == 1 else f", standard error {error:.1f} over {len(pairs)} seeds"
+            word = "the direction agrees"
         lines.append(
-            f"- {better} before {worse}: {mean:+.1f} points of letter errors{spread}: {word}."
+            f"- {better} before {worse}: {mean:+.1f} points of letter errors, ahead with {won} of "
+            f"{len(gains)} seeds: {word} (by chance all agree with probability "
+            f"{0.5 ** (len(gains) - 1):.2g})."
         )
     return lines
 
