@@ -45,6 +45,7 @@ class ClusterConfig:
     python: str | None = None  # of the job, for example inside a container; null: this one
     signal_delay_s: int = 120  # USR2 so long before the time limit: for a step and a checkpoint
     max_failures: int = 3  # without a new checkpoint between them: then the job ends
+    max_node_failures: int = 2  # of one node in one job: then it is left out
     # When a node dies, go on with the others in the same allocation (sbatch --no-kill) instead of
     # queueing again. A process that dies never gives the allocation back.
     no_kill: bool = False
@@ -160,13 +161,14 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
     return executor
 
 
-def job_functions(run_dir: Path, min_nodes: str, no_kill: bool, max_failures: int) -> str:
+def job_functions(run_dir: Path, min_nodes: str, cluster: ClusterConfig) -> str:
     """Shell: an `srun` that survives failed processes and nodes (job.sh says how)."""
     values = {
         "run": shlex.quote(str(run_dir.absolute())),
         "min_nodes": min_nodes,
-        "no_kill": str(no_kill).lower(),
-        "max_failures": str(max_failures),
+        "no_kill": str(cluster.no_kill).lower(),
+        "max_failures": str(cluster.max_failures),
+        "max_node_failures": str(cluster.max_node_failures),
     }
     functions = resources.files("w2v2dist").joinpath("job.sh").read_text(encoding="utf-8")
     return "\n".join([*(f"{key}={value}" for key, value in values.items()), functions])
@@ -176,7 +178,7 @@ def _setup(cluster: ClusterConfig, run_dir: Path, nodes: str) -> list[str]:
     modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
     exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
     least = nodes.split("-")[0]
-    functions = job_functions(run_dir, least, cluster.no_kill, cluster.max_failures)
+    functions = job_functions(run_dir, least, cluster)
     return [*modules, *exports, *cluster.setup, functions]
 
 
@@ -188,7 +190,7 @@ def _print_functions(min_nodes: str, no_kill: str, config: str, *overrides: str)
         run_dir = Path(read_config(config, list(overrides)).run_dir)
     except ValueError as error:
         sys.exit(f"w2v2dist: {error}")
-    print(job_functions(run_dir, min_nodes, no_kill == "true", ClusterConfig().max_failures))
+    print(job_functions(run_dir, min_nodes, ClusterConfig(no_kill=no_kill == "true")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # The part of a batch script that a failure meets. This `srun` stands before Slurm's: when a process or a node fails it
 # runs the same again on the nodes that answer, in the same allocation; with fewer than min_nodes it requeues the job.
-# Nodes that failed twice are left out. Set before: run (the run's folder), min_nodes, max_failures, no_kill (true or false).
+# Nodes that failed max_node_failures times are left out. Set before: run (the run's folder), min_nodes, max_failures,
+# max_node_failures, no_kill (true or false).
 
 count() { grep -c . <<<"$1"; }
 without() { grep -vxFe "$2" <<<"$1"; } # the lines of $1 that are not in $2
@@ -17,20 +18,20 @@ event() { # NAME FIELDS, as JSON
   printf '{"event": "%s", "time": %s, "job": "%s", %s}\n' "$1" "$(date +%s.%3N)" "$SLURM_JOB_ID" "$2" >>"$run/events.jsonl"
 }
 
-failed_twice() { # none where the partition would have fewer than min_nodes left
+bad_nodes() { # none where the partition would have fewer than min_nodes left
   local nodes up
   nodes=$(sed -n "s/.*\"failed\".*\"job\": \"$SLURM_JOB_ID\".*\"nodes\": \"\(.*\)\".*/\1/p" "$run/events.jsonl")
-  nodes=$(tr , '\n' <<<"$nodes" | sort | uniq -d | grep -vx unknown)
+  nodes=$(tr , '\n' <<<"$nodes" | sort | uniq -c | awk -v max="$max_node_failures" '$1 >= max && $2 != "unknown" {print $2}')
   up=$(sinfo --noheader --Node --responding --partition="$SLURM_JOB_PARTITION" --states=idle,alloc,mix,comp --format=%N | sort -u)
   [ "$(count "$(without "$up" "$nodes")")" -lt "$min_nodes" ] || echo "$nodes"
 }
 
 exclude() { # from the next allocation: Slurm takes it as soon as the job is requeued, and not before
   local nodes old
-  nodes=$(failed_twice | paste -sd,)
+  nodes=$(bad_nodes | paste -sd,)
   [ -n "$nodes" ] || return
   old=$(shown ExcNodeList)
-  echo "nodes that failed twice are excluded: $nodes"
+  echo "nodes that failed $max_node_failures times are excluded: $nodes"
   scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$([ "$old" = "(null)" ] || echo "$old,")$nodes"
 }
 
@@ -52,7 +53,7 @@ srun() {
   mkdir -p "$run/logs" && touch "$run/events.jsonl" && rm -f "$run/logs/$SLURM_JOB_ID.error"
   log=$(shown StdErr) # where Slurm's srun says which task failed
   trap : TERM # Slurm ends the job: time enough, until KILL, to say why
-  nodes=$(without "$(allocated)" "$(failed_twice)")
+  nodes=$(without "$(allocated)" "$(bad_nodes)")
   [ "$(count "$nodes")" -ge "$min_nodes" ] || nodes=$(allocated)
   while [ "$(count "$nodes")" -ge "$min_nodes" ]; do
     # The address of the first node, whose name need not resolve, and another port each time: a stale listener would
@@ -90,7 +91,7 @@ srun() {
         "error in $run/logs, remove its cause and submit the same command again: it resumes from the last checkpoint"
       return "$rc"
     fi
-    nodes=$(without "$alive" "$(failed_twice)")
+    nodes=$(without "$alive" "$(bad_nodes)")
     echo "exit code $rc on node $failed; $(count "$nodes") nodes are left, at least $min_nodes are needed"
   done
   echo "exit code $rc: requeueing the job, it resumes from its last checkpoint"

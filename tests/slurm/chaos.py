@@ -55,8 +55,9 @@ class Chaos:
             schedule={"peak_lr": 5e-4, "warmup_steps": 30},
         )
         profile = {"gpus_per_node": 0, "tasks_per_node": 1, "partition": "train", "time": "60"}
-        # Many attacks may come before a checkpoint does
-        (output / "cluster.yaml").write_text(yaml.safe_dump({**profile, "max_failures": 1000}))
+        # Many attacks may come before a checkpoint does, and hit one node
+        many = {"max_failures": 1000, "max_node_failures": 1000}
+        (output / "cluster.yaml").write_text(yaml.safe_dump({**profile, **many}))
         self.sizes, self.job = (1, 3), ""
         self.attacks: list[Attack] = []
         self.attack = Attack("")

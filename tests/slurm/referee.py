@@ -50,13 +50,21 @@ class Attack:
         self.back = [
             *(f"saved at {e['step']}" for e in events if e["event"] == "preempted"),
             *(f"{Path(e['path']).name} refused" for e in events if is_damage(e)),
-            "requeued" if job == self.job else "submitted again",
+            *self._way(events, job),
             f"resumed at {step}" if last["event"] == "resumed" else "started anew",
             f"{size} process{'es' * (size > 1)}",
         ]
         if len(restarts) > 1:
             self.back[-1] += f" at the {len(restarts)}. start"
         return True
+
+    def _way(self, events: list[dict[str, Any]], job: str) -> list[str]:
+        """How it came back: a job's script notes each failure before it runs again in place."""
+        if job != self.job:
+            return ["submitted again"]
+        failed = [e for e in events if e["event"] == "failed"]
+        saved = [e for e in events if e["event"] == "preempted"]
+        return ["in its allocation" if failed and not saved else "requeued"]
 
 
 def is_damage(event: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import yaml
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_slurm import config as config  # the fixture
 from tests.slurm.test_slurm import wait_for_step
-from w2v2dist.cluster import job_functions
+from w2v2dist.cluster import ClusterConfig, job_functions
 from w2v2dist.logging import read_jsonl
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900, func_only=True)]
@@ -72,7 +72,7 @@ class ScriptJob:
     def start(self, task: str, *options: str, min_nodes: int, no_kill: bool = False) -> None:
         """`task` is run on every node; attempts are counted by the lines of the log."""
         self.run_dir.mkdir(parents=True)
-        functions = job_functions(self.run_dir, str(min_nodes), no_kill, max_failures=3)
+        functions = job_functions(self.run_dir, str(min_nodes), ClusterConfig(no_kill=no_kill))
         run = "srun --kill-on-bad-exit=1 --ntasks-per-node=1 bash -c "
         task = f"echo task on $SLURMD_NODENAME, address $MASTER_ADDR:$MASTER_PORT; {task}"
         script = self.run_dir / "job.sh"
