@@ -152,7 +152,7 @@ def test_micro_batches_are_counted_without_making_them(sizes: list[int], limit: 
 
 
 def test_no_process_keeps_anything_of_the_length_of_the_index(tmp_path: Path) -> None:
-    index = make_index(tmp_path, [[32_000 + i for i in range(2_000)]] * 10)
+    index = make_index(tmp_path, [[40_000 + i for i in range(2_000)]] * 10)
     config = replace(CONFIG, speed_perturbation=SPEEDS)
     order = DataOrder(index, config, seed=1, crop=True)
     for slot in range(6):
