@@ -12,7 +12,10 @@ of Markdown tables. Needs Linux: memory is read from /proc.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import io
+import json
 import multiprocessing
 import os
 import re
@@ -24,15 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 
 from shards.build import BYTES_PER_SECOND
+from shards.build import main as build_main
+from w2v2dist.cli import main as cli_main
 from w2v2dist.cli import read_config
 from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.index import ShardEntry, ShardIndex, write_index
 from w2v2dist.data.loader import iterate, training_items
 from w2v2dist.data.order import DataConfig, DataOrder
 from w2v2dist.distributed import VirtualRanks
+from w2v2dist.local import run_local
+from w2v2dist.logging import read_jsonl
 from w2v2dist.plan import FLAC_BYTES_PER_HOUR
 
 ROOT = Path(__file__).parents[1]
@@ -321,6 +329,72 @@ def forward_reads(index: ShardIndex, rows: Any) -> Any:
     return (np.diff(offset) > 0)[np.diff(shard.astype(np.int64)) == 0]
 
 
+MODEL = {
+    "conv_channels": 16, "num_layers": 1, "embed_dim": 32, "ffn_dim": 64, "num_heads": 2,
+    "pos_conv_kernel": 16, "pos_conv_groups": 4, "final_dim": 16, "num_codebook_entries": 8,
+    "num_distractors": 10,
+}  # fmt: skip
+
+
+def many_processes(args: argparse.Namespace) -> None:
+    """Train a tiny model on noise in `--processes` real ranks, each one slot, and in one rank.
+
+    Exits with an error unless both used, at every step and slot, what `w2v2dist batches` prints.
+    """
+    folder = args.folder / "processes"
+    (folder / "noise").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(12 * args.processes):
+        noise = rng.normal(scale=0.1, size=int(rng.integers(20_000, 60_000)))
+        soundfile.write(folder / f"noise/{i:04d}.flac", noise, SAMPLE_RATE)
+    shards = folder / "shards"
+    build_main(["--input", str(folder / "noise"), "--output", str(shards), "--shard-mb", "1"])
+    config = {
+        "task": "pretrain",
+        "model": MODEL,
+        "data": {
+            "train": str(shards), "virtual_world_size": args.processes, "num_workers": 1,
+            "max_samples_per_slot": 64_000, "max_crop": 32_000, "min_samples": 16_000,
+        },
+        "loop": {"max_steps": 8, "log_every": 1, "log_samples": True, "num_threads": 1},
+        "engine": {"precision": "fp32", "zero_stage": 1},
+    }  # fmt: skip
+    used, losses = [], []
+    print("| processes | s to the start of the run | s to the end of step 1 | s a step then |")
+    print("|-|-|-|-|")
+    for num_processes in (args.processes, 1):
+        run = folder / f"run_{num_processes}"
+        path = folder / f"{num_processes}.yaml"
+        path.write_text(json.dumps(config | {"run_dir": str(run)}))
+        begin = time.time()
+        if run_local([str(path)], run / "logs", num_processes) != 0:
+            raise SystemExit(f"{num_processes} processes failed: see {run / 'logs'}")
+        steps = [r for r in read_jsonl(run / "metrics.jsonl") if "loss" in r]
+        losses.append(np.array([r["loss"] for r in steps]))
+        start = read_jsonl(run / "events.jsonl")[0]["time"] - begin
+        seconds = [r["seconds"] for r in steps]
+        print(
+            f"| {num_processes} | {start:.1f} | {start + seconds[0]:.1f} "
+            f"| {statistics.median(seconds[1:]):.2f} |"
+        )
+        logs = (run / "logs").glob("samples-*.jsonl")
+        records = [r for log in logs for r in read_jsonl(log)]
+        used.append(sorted(records, key=lambda r: (r["step"], r["slot"])))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for step in range(1, 9):
+            cli_main(["batches", str(path), "--step", str(step)])
+    used.append([json.loads(line) for line in printed.getvalue().splitlines()])
+    same = used[0] == used[1] == used[2]
+    verdict = "the same" if same else "NOT THE SAME"
+    print(
+        f"\n{len(used[0])} micro-batches, {verdict} in both runs and "
+        "in `w2v2dist batches`;\n"
+        f"losses differ by {np.abs(losses[0] / losses[1] - 1).max():.1e} at most, relative"
+    )
+    raise SystemExit(0 if same else 1)
+
+
 PARTS = {"open": opening, "jump": jump, "node": node, "traffic": traffic}
 
 
@@ -335,7 +409,10 @@ def main() -> None:
     add("--steps", type=int, default=3_000, help="micro-batches of a process (default: 3,000)")
     add("--nodes", type=int, default=3, help="nodes whose traffic is listed (default: the first 3)")
     add("--repeat", type=int, default=5, help="openings, of which the median counts (default: 5)")
+    add("--processes", type=int, help="only this: so many real ranks against one")
     args = parser.parse_args()
+    if args.processes:
+        many_processes(args)
     if not (args.folder / "index.json").exists():
         make(args)
     for part in args.parts:

@@ -43,6 +43,15 @@ def fail(config: Path, *overrides: str) -> str:
     return output
 
 
+def test_a_missing_shard_is_named_by_every_rank(own_shards: Path, tmp_path: Path) -> None:
+    shard = ShardIndex.load(own_shards).shard_path(0)
+    shard.unlink()
+    codes, output = finish(start(write_config(tmp_path, "pretrain", own_shards), 2))
+    assert codes == [2, 2], output[-3000:]
+    assert output.count(f"shard {shard} is missing: copy it again") == 2
+    assert not (tmp_path / "run").exists()
+
+
 def overwrite(shards: Path, row: int) -> None:
     """Damage the audio of one utterance in its shard; sizes stay the same."""
     index = ShardIndex.load(shards)
