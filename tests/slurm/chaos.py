@@ -87,7 +87,8 @@ class Chaos:
 
     def is_back(self) -> bool:
         """Whether the run has come back from the attack and made a new step."""
-        if self.attack.judge(self.run_dir, self.job):
+        requeues = self.cluster.job(self.job).get("Restarts", "")
+        if self.attack.judge(self.run_dir, self.job, requeues):
             return True
         event = read_jsonl(self.run_dir / "events.jsonl")[-1]["event"]
         assert event != "finished", f"it ended before {self.attack.what} struck: too few steps"
@@ -133,6 +134,7 @@ class Chaos:
         attack, events = self.attack, self.run_dir / "events.jsonl"
         attack.time, attack.step, attack.job = time.time(), self.step(), self.job
         attack.num_events = len(read_jsonl(events))
+        attack.requeues = self.cluster.job(self.job).get("Restarts", "0")
 
     def repair(self) -> None:
         """Bring lost and drained nodes back."""

@@ -27,11 +27,12 @@ class Attack:
     step: int = 0  # the last one logged when it struck
     num_events: int = 0  # before it
     job: str = ""
+    requeues: str = "0"  # of the job, by Slurm's count
     back: list[str] = field(default_factory=list)
     steps_redone: int = 0
     seconds_lost: float = 0.0
 
-    def judge(self, run_dir: Path, job: str) -> bool:
+    def judge(self, run_dir: Path, job: str, requeues: str) -> bool:
         """Whether the run has made a step that it had not made before the attack; if so, note how
         it came back."""
         events = read_jsonl(run_dir / "events.jsonl")[self.num_events :]
@@ -47,24 +48,20 @@ class Attack:
         step, size = resume_point(last)
         self.steps_redone = highest - step
         self.seconds_lost = new[0]["time"] - (done[-1]["time"] if done else self.time)
+        if job != self.job:
+            way = "submitted again"
+        else:
+            way = "in its allocation" if requeues == self.requeues else "requeued"
         self.back = [
             *(f"saved at {e['step']}" for e in events if e["event"] == "preempted"),
             *(f"{Path(e['path']).name} refused" for e in events if is_damage(e)),
-            *self._way(events, job),
+            way,
             f"resumed at {step}" if last["event"] == "resumed" else "started anew",
             f"{size} process{'es' * (size > 1)}",
         ]
         if len(restarts) > 1:
             self.back[-1] += f" at the {len(restarts)}. start"
         return True
-
-    def _way(self, events: list[dict[str, Any]], job: str) -> list[str]:
-        """How it came back: a job's script notes each failure before it runs again in place."""
-        if job != self.job:
-            return ["submitted again"]
-        failed = [e for e in events if e["event"] == "failed"]
-        saved = [e for e in events if e["event"] == "preempted"]
-        return ["in its allocation" if failed and not saved else "requeued"]
 
 
 def is_damage(event: dict[str, Any]) -> bool:
