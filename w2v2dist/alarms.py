@@ -122,6 +122,7 @@ class Alarms:
         self.config, self.run_dir, self.world, self.logger = config, run_dir, world, logger
         self._settle = settle  # waits for a checkpoint that is being written
         self.rollbacks: list[Record] = world.gather(read_rollbacks(run_dir))[0]
+        self.lost_best = False  # whether a rollback has removed the best checkpoint
         self.resumed(0)
 
     def resumed(self, step: int) -> None:
@@ -195,20 +196,23 @@ class Alarms:
     def _roll_back(self, entry: Record) -> None:
         """Remove the checkpoints after `from`, then remember the rollback. A kill in between leaves
         a run that meets the same alarm again."""
+        lost_best = False
         if self.world.is_main:
             newest_first = checkpoint.candidates(self._root)
             (target,) = (f for f in newest_first if _step(f) == entry["from"])
             checkpoint.point(self._root, "latest", target)
             for folder in newest_first[: newest_first.index(target)]:
                 checkpoint.remove(folder)
-            if (self._root / "best").is_symlink() and not (self._root / "best").exists():
+            best = self._root / "best"
+            lost_best = best.is_symlink() and not best.exists()
+            if lost_best:
                 checkpoint.point(self._root, "best", target)
             path = self.run_dir / "rollbacks.jsonl"
             append_jsonl(path, entry)
             with path.open() as file:
                 os.fsync(file.fileno())
         self.rollbacks.append(entry)
-        self.world.barrier()
+        self.lost_best = self.world.gather(lost_best)[0]
         self.logger.event("rollback", step=entry["from"], **entry)
 
     @property

@@ -208,7 +208,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 75 saved after a signal (run again to continue), 2 a mistake of the
-    user."""
+    user, 1 another failure."""
     from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.logging import console
     from w2v2dist.run_folder import InUseError
@@ -272,7 +272,9 @@ def main(argv: list[str] | None = None) -> int:
         if training_failed and not isinstance(error, FileNotFoundError):
             raise  # not a mistake of the user: where it happened matters
         print(f"w2v2dist: {error}", file=sys.stderr)
-        return 2
+        # What may have passed when the job runs again is no mistake of the user
+        passing = isinstance(error, (CheckpointError, InUseError))
+        return 1 if passing and args.command == "train" else 2
     return 0
 
 

@@ -169,6 +169,7 @@ def job_functions(run_dir: Path, min_nodes: str, cluster: ClusterConfig) -> str:
         "no_kill": str(cluster.no_kill).lower(),
         "max_failures": str(cluster.max_failures),
         "max_node_failures": str(cluster.max_node_failures),
+        "signal_delay_s": str(cluster.signal_delay_s),
     }
     functions = resources.files("w2v2dist").joinpath("job.sh").read_text(encoding="utf-8")
     return "\n".join([*(f"{key}={value}" for key, value in values.items()), functions])

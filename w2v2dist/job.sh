@@ -1,12 +1,17 @@
 # The part of a batch script that a failure meets. This `srun` stands before Slurm's: when a process or a node fails it
 # runs the same again on the nodes that answer, in the same allocation; with fewer than min_nodes it requeues the job.
 # Nodes that failed max_node_failures times are left out. Set before: run (the run's folder), min_nodes, max_failures,
-# max_node_failures, no_kill (true or false).
+# max_node_failures, signal_delay_s, no_kill (true or false).
+set +eu # a failure is what the following is about
 
 count() { grep -c . <<<"$1"; }
 without() { grep -vxFe "$2" <<<"$1"; } # the lines of $1 that are not in $2
 shown() { scontrol show job --oneliner "$SLURM_JOB_ID" | grep -o " $1=[^ ]*" | cut -d= -f2; }
-allocated() { scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)"; }
+allocated() {
+  local now
+  now=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N) # empty where the controller does not answer
+  scontrol show hostnames "${now:-$SLURM_JOB_NODELIST}"
+}
 
 answering() { # the allocated nodes that run a task within 30 s, in Slurm's order
   local nodes on=(timeout 30 srun --overlap --nodes=1 --ntasks=1 --mem=0)
@@ -39,7 +44,7 @@ watch_first_node() { # with --no-kill, Slurm lets a job go on whose first node d
   local second
   second=$(sed -n 2p <<<"$nodes")
   [ -z "$watch" ] || kill "$watch" 2>/dev/null
-  [ "$no_kill" = true ] && [ -n "$second" ] || return
+  [ "$no_kill" = true ] && [ -n "$second" ] || return 0
   (exec srun --overlap --nodes=1 --ntasks=1 --mem=0 --nodelist="$second" bash -c 'while sleep 20; do
       nodes=$(scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)")
       [ -z "$nodes" ] || grep -qx "$0" <<<"$nodes" || scontrol requeue "$SLURM_JOB_ID"
@@ -47,8 +52,14 @@ watch_first_node() { # with --no-kill, Slurm lets a job go on whose first node d
   watch=$!
 }
 
+seconds_left() { # until the time limit
+  local end
+  end=$(date --date="$(shown EndTime)" +%s 2>/dev/null) || end=99999999999 # none
+  echo $((end - $(date +%s)))
+}
+
 srun() {
-  local attempt=0 watch="" rc=1 nodes alive before said state failed checkpoint failures log
+  local attempt=0 watch="" rc=1 nodes alive before told said state failed checkpoint failures log
   unset SLURM_NTASKS SLURM_NPROCS # of the whole allocation
   mkdir -p "$run/logs" && touch "$run/events.jsonl" && rm -f "$run/logs/$SLURM_JOB_ID.error"
   log=$(shown StdErr) # where Slurm's srun says which task failed
@@ -62,18 +73,23 @@ srun() {
     MASTER_PORT=$((15000 + (SLURM_JOB_ID * 31 + ${SLURM_RESTART_COUNT:-0} * 97 + attempt++ * 7) % 10000))
     export MASTER_ADDR MASTER_PORT
     watch_first_node
-    before=$(stat --format=%s "$log")
+    before=$(stat --format=%s "$log") told=$(stat --format=%s "$run/events.jsonl")
     command srun --nodes="$(count "$nodes")" --nodelist="$(paste -sd, <<<"$nodes")" "$@"
     rc=$?
     if [ "$rc" -eq 0 ] || [ "$rc" -eq 2 ] || [ -e "$run/logs/$SLURM_JOB_ID.error" ]; then return "$rc"; fi # 2: a mistake
     said=$(tail --bytes="+$((before + 1))" "$log" | grep -a '^srun: error: ')
-    state=$(shown JobState)
+    for _ in {1..30}; do # while the controller does not answer
+      state=$(shown JobState)
+      [ -z "$state" ] || break
+      sleep 10
+    done
     if [ "$state" != RUNNING ]; then # Slurm ends the job; a node failed or it is cancelled, preempted or requeued
       failed=$(sed -n 's/^srun: error: Node failure on //p' <<<"$said" | head -n 1)
       [ -n "$failed" ] || return "$rc"
       failed=$(scontrol show hostnames "$failed")
     else
-      [ "$rc" -ne 75 ] || break # saved after a signal
+      # Saved after a signal, even where a process ended badly after that
+      [ "$rc" -ne 75 ] && ! tail --bytes="+$((told + 1))" "$run/events.jsonl" | grep -q '"event": "preempted"' || break
       alive=$(answering)
       failed=$(without "$nodes" "$alive")
       # Else the node of the first task that failed: it takes the others with it
@@ -84,13 +100,16 @@ srun() {
     failed=$(paste -sd, <<<"$failed")
     event failed "$checkpoint, \"exit_code\": $rc, \"nodes\": \"${failed:=unknown}\""
     if [ "$state" != RUNNING ]; then exclude; return "$rc"; fi
-    failures=$(grep -c "\"failed\".*\"job\": \"$SLURM_JOB_ID\", $checkpoint" "$run/events.jsonl")
+    # Since the last checkpoint, whose name may come back after a rollback
+    failures=$(tac "$run/events.jsonl" | sed '/"event": "\(saved\|rollback\)"/q' |
+      grep -c "\"failed\".*\"job\": \"$SLURM_JOB_ID\", $checkpoint")
     if [ "$failures" -ge "$max_failures" ]; then
       event crash_loop "$checkpoint, \"failures\": $failures"
       echo "crash loop: $failures failures without a new checkpoint, so the job ends (exit code $rc). Look for the first" \
         "error in $run/logs, remove its cause and submit the same command again: it resumes from the last checkpoint"
       return "$rc"
     fi
+    [ "$(seconds_left)" -ge $((signal_delay_s + 60)) ] || break # Slurm warns of the time limit once only
     nodes=$(without "$alive" "$(bad_nodes)")
     echo "exit code $rc on node $failed; $(count "$nodes") nodes are left, at least $min_nodes are needed"
   done

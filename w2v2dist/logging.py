@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -21,8 +23,15 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     clean = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
     }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(clean) + "\n")
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END) and not _ends_a_line(file):  # a full disk cut the last one
+            file.write(b"\n")
+        file.write(json.dumps(clean).encode() + b"\n")
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -82,7 +91,7 @@ class RunLogger:
 
     def _lost(self, what: str, error: OSError) -> None:
         """A full disk does not end a training; another error does."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise error
         self.say(f"{error.strerror}: lost in {what}")
 

@@ -225,6 +225,8 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
         )
         while True:
             first = _resume(run) + 1
+            if alarms.lost_best:  # its score is no longer that of a checkpoint
+                run.best = float("inf")
             if first > config.loop.max_steps:
                 logger.say(f"{run_dir} has finished all {config.loop.max_steps} steps")
                 return "finished"
@@ -234,7 +236,8 @@ def fit(task: Task, world: World, flag: PreemptionFlag) -> str:
                 outcome = _train(run, batches, first, flag)
             if outcome != "rolled back":
                 return outcome
-            run.sums = {}
+            run.sums, run.retry_step = {}, None
+            run.forward.clear()
 
 
 def open_index(folders: str | None, key: str) -> ShardIndex:
@@ -314,6 +317,8 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
     started, waited, audio_samples = time.perf_counter(), 0.0, 0.0
     for step in range(first, loop.max_steps + 1):
         run.watchdog.progress()
+        if run.seed_at(step) != run.seed_at(step - 1):
+            _finish_save(run)  # new workers are forked, and no thread with them
         before = time.perf_counter()
         micro = [next(batches) for _ in run.rounds]
         waited += time.perf_counter() - before
@@ -330,8 +335,9 @@ def _train(run: _Run, batches: Iterator[Batch], first: int, flag: PreemptionFlag
         )
         if num_written == world.size:
             _finish_save(run)
-        flag.signal_number = int(world.max([flag.signal_number])[0])
-        if flag.signal_number:
+        agreed = int(world.max([flag.signal_number])[0])
+        if agreed:  # else the flag stays: a signal may just have come
+            flag.signal_number = agreed
             _finish_save(run)
             if run.saved_step != step - 1 and step > 1 and run.engine.has_finite_weights():
                 save(run, step - 1, final=True)

@@ -20,7 +20,7 @@ import torch
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError, diff, merge, read_yaml, to_dict, to_yaml
 from w2v2dist.data.loader import Batch
-from w2v2dist.logging import append_jsonl, read_jsonl
+from w2v2dist.logging import DISK_FULL, append_jsonl, read_jsonl
 
 # Keys of a run that may differ when it is resumed: they change neither numbers nor data
 MAY_CHANGE = (
@@ -162,11 +162,15 @@ def sample_record(batch: Batch) -> dict[str, Any]:
 def log_batch(run_dir: Path, rank: int, batch: Batch, *, samples: bool) -> None:
     """Append what a slot used (where `samples`) and what it had to skip to the logs of a rank."""
     logs = run_dir / "logs"
-    if samples and batch.keys:
-        append_jsonl(logs / f"samples-{rank:05d}.jsonl", sample_record(batch))
-    for bad in batch.bad:
-        record = {"event": "sample_skipped", "step": batch.step, "slot": batch.slot, **bad}
-        append_jsonl(logs / f"skipped-{rank:05d}.jsonl", record)
+    try:
+        if samples and batch.keys:
+            append_jsonl(logs / f"samples-{rank:05d}.jsonl", sample_record(batch))
+        for bad in batch.bad:
+            record = {"event": "sample_skipped", "step": batch.step, "slot": batch.slot, **bad}
+            append_jsonl(logs / f"skipped-{rank:05d}.jsonl", record)
+    except OSError as error:  # a full disk costs lines of logs, not the run
+        if error.errno not in DISK_FULL:
+            raise
 
 
 def most_frequent_fault(run_dir: Path) -> str:

@@ -204,14 +204,8 @@ class Chaos:
     def lose_a_node(self) -> str:
         nodes = self.job_nodes()
         name = self.random.choice(nodes)
-        processes = self.processes(SLURMD_NODENAME=name)
-        steps = {p for c in processes if (p := c.parent()) and p.name().startswith("slurmstepd")}
         self.cluster.kill_slurmd(name)
-        for process in (*steps, *processes):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        self.cluster.kill_processes(name, down=False)
         batch = " and the batch script" if name == nodes[0] else ""
         return f"kill -9 of {name} of {' '.join(nodes)}: slurmd, ranks{batch}"
 
@@ -226,9 +220,9 @@ class Chaos:
         )
         if len(attempts(self.run_dir)) > count:
             return what + " until Slurm notices"
-        # As a health check would, before the run is over
-        self.cluster.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=lost")
-        return what + " for 20 steps, then its state is set to DOWN"
+        # As a health check would: nobody but a power switch can end processes without a slurmd
+        self.cluster.kill_processes(name)
+        return what + " for 20 steps, then it is switched off and DOWN"
 
     def requeue(self) -> str:
         self.cluster.command("scontrol", "requeue", self.job)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from w2v2dist.distributed import free_port
@@ -137,13 +137,22 @@ class Cluster:
         """A node's sudden death: its daemon and its jobs are gone, and the controller knows it at
         once instead of after SlurmdTimeout. `start_node` brings it back."""
         self.kill_slurmd(name)
-        tasks = self.processes(name)
-        parents = {int((p / "stat").read_text().rsplit(")", 1)[1].split()[1]) for p in tasks}
-        shepherds = [p for p in parents if "slurmstepd" in Path(f"/proc/{p}/cmdline").read_text()]
-        for process in (*shepherds, *(int(p.name) for p in tasks)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        self.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
+        self.kill_processes(name)
+
+    def kill_processes(self, name: str, down: bool = True) -> None:
+        """kill -9 of what jobs run on a node; then tell the controller that it is `down`."""
+        doomed = []
+        for folder in self.processes(name):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                process = psutil.Process(int(folder.name))
+                parent = process.parent()
+                doomed += [parent] if parent and parent.name().startswith("slurmstepd") else []
+                doomed.append(process)
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if down:
+            self.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
 
     def processes(self, node: str, word: str = "") -> list[Path]:
         """Folders under /proc of what jobs run on a node, with `word` in their command."""

@@ -45,8 +45,8 @@ class DataConfig:
     prefetch: int = 4
     max_bad_samples: int = 100  # more utterances than these that cannot be used stop the run
     # A read that fails (an I/O error, a vanished or cut shard) is tried again after 0.1, 0.2, 0.4 …
-    # s; one without an answer for read_timeout_s has failed (0: wait for ever). Keep all tries
-    # together under loop.stall_timeout_s.
+    # s; one without an answer for read_timeout_s has failed (0: wait for ever) and is tried once
+    # more. Keep some such reads together under loop.stall_timeout_s.
     read_retries: int = 5
     read_timeout_s: float = 60.0
     on_read_error: Literal["skip", "stop"] = "skip"  # skip: one utterance; it counts as bad

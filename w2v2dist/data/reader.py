@@ -90,6 +90,8 @@ class ShardReader:
             except OSError as error:
                 reason = error.strerror or str(error)
                 timed_out = isinstance(error, TimeoutError)
+                if timed_out and n:  # several such shards must not outlast loop.stall_timeout_s
+                    break
                 continue
             self._files[shard] = file  # the last used one at the end
             if len(self._files) > self.max_open:
