@@ -11,7 +11,7 @@ SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 MISSING = { ! $(SYSTEM_PYTHON) -c 'import ensurepip' || ! command -v g++ || ! test -e \
 	"$$($(SYSTEM_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; } >/dev/null 2>&1
 
-.PHONY: help setup demo test test-slurm chaos lint format clean
+.PHONY: help setup demo test test-slow test-slurm chaos lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ demo: $(STAMP)  ## shards, pre-training, interruption, fine-tuning, WER, report;
 
 test: $(STAMP)  ## the tests (no GPU or Slurm needed)
 	$(RUN)/python -m pytest
+
+test-slow: $(STAMP)  ## the tests that the default leaves out to stay under ten minutes
+	$(RUN)/python -m pytest -m slow
 
 test-slurm: $(STAMP)  ## installs Slurm on this machine (Debian, root) and runs the tests on it
 	bash tests/slurm/install.sh

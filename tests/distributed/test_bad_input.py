@@ -358,6 +358,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True, timeout=20)
 
 
+@pytest.mark.slow
 def test_no_space_left_while_saving_keeps_the_older_checkpoint(
     shards: Path, tmp_path: Path, small_disk: Path
 ) -> None:
@@ -407,6 +408,7 @@ def test_a_save_that_found_no_space_is_tried_again(
     assert (run / "checkpoints" / "latest").resolve().name == "step_00000014"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(shards: Path, tmp_path: Path) -> None:
     other = write_config(tmp_path, "pretrain", shards, run_dir=str(tmp_path / "other"))
     train(other, 1, "seed=2", "model.num_layers=2", "loop.max_steps=1")

@@ -3,7 +3,6 @@ under gloo."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import platform
 import shutil
@@ -30,7 +29,10 @@ def reference(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize(("world_size", "zero_stage"), [(2, 1), (3, 0), (4, 2), (3, 3)])
+@pytest.mark.parametrize(
+    ("world_size", "zero_stage"),
+    [(2, 1), pytest.param(3, 0, marks=pytest.mark.slow), (4, 2), (3, 3)],
+)
 def test_losses_and_samples_do_not_depend_on_the_world_size(
     reference: Path, shards: Path, tmp_path: Path, world_size: int, zero_stage: int
 ) -> None:
@@ -43,7 +45,11 @@ def test_losses_and_samples_do_not_depend_on_the_world_size(
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "precision"), list(itertools.product([1, 2, 3], ["fp32", "bf16"]))
+    ("zero_stage", "precision"),
+    [
+        *((stage, "fp32") for stage in (1, 2, 3)),
+        *(pytest.param(stage, "bf16", marks=pytest.mark.slow) for stage in (1, 2, 3)),
+    ],
 )
 def test_two_processes_save_and_resume_under_every_stage(
     shards: Path, tmp_path: Path, zero_stage: int, precision: str
@@ -139,6 +145,7 @@ def test_fine_tuning_from_a_pre_trained_run_unfreezes_validates_and_is_evaluated
     assert "WER" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_hang_ends_the_run_and_leaves_the_stacks_of_who_waited(
     shards: Path, tmp_path: Path
 ) -> None:
