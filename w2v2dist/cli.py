@@ -44,7 +44,11 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> str:
     else:  # a run that has saved needs its pre-trained model no more
         resumes = bool(candidates(Path(config.run_dir) / "checkpoints"))
         task = FinetuneTask(config, skip_pretrained=resumes)
-    status = fit(task, world, flag)
+    try:
+        status = fit(task, world, flag)
+    except ValueError:  # all ranks have it; a group left open can end a process with abort()
+        world.close()
+        raise
     world.close()
     return status
 
