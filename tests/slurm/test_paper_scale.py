@@ -35,7 +35,8 @@ def sixteen_nodes() -> Iterator[Cluster]:
     cluster = Cluster(root)
     text = CONFIGURATION.replace("n[1-4]", "n[1-16]")
     host = cluster.command("hostname", "-s")
-    text = text.format(host=host, port=cluster.ports[0], root=root, nodes=NODES, parameters="")
+    values = {"nodes": NODES, "parameters": "", "slurmd_timeout": 60}
+    text = text.format(host=host, port=cluster.ports[0], root=root, **values)
     (root / "slurm.conf").write_text(text)
     try:
         cluster.start_controller()
