@@ -47,7 +47,7 @@ def test_training_survives_a_killed_rank_and_a_lost_node_in_one_allocation(
     cluster.finish(job_id, 200)
     assert cluster.job(job_id)["Restarts"] == "0"
     failed, resumed = events(run_dir, "failed"), events(run_dir, "resumed")
-    # Of a killed rank's peers, which fail with it, one may be reported first: any node may be blamed
+    # A killed rank's peers fail with it, and one of them may be reported first: then it is blamed
     assert failed[0]["nodes"] in ("n1", "n2", "n3")
     assert failed[1]["nodes"] == "n3"
     assert [e["new_world_size"] for e in resumed] == [3, 2]
