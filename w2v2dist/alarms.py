@@ -184,7 +184,7 @@ class Alarms:
             return None, f"{attempt - 1} rollbacks in a row did not lead past it"
         self._settle()
         # Rank 0's view of the file system decides
-        steps = self.world.gather([*map(_step, checkpoint.candidates(self._root))])[0]
+        steps = self.world.gather([*map(checkpoint.step_of, checkpoint.candidates(self._root))])[0]
         steps = [s for s in steps if s <= healthy]
         if last and again:  # what the last one went back to may be spoilt already: further back
             steps = [s for s in steps if s < last["from"]] or steps[-1:]
@@ -199,7 +199,7 @@ class Alarms:
         lost_best = False
         if self.world.is_main:
             newest_first = checkpoint.candidates(self._root)
-            (target,) = (f for f in newest_first if _step(f) == entry["from"])
+            (target,) = (f for f in newest_first if checkpoint.step_of(f) == entry["from"])
             checkpoint.point(self._root, "latest", target)
             for folder in newest_first[: newest_first.index(target)]:
                 checkpoint.remove(folder)
@@ -218,7 +218,3 @@ class Alarms:
     @property
     def _root(self) -> Path:
         return self.run_dir / "checkpoints"
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))

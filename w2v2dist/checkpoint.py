@@ -37,10 +37,10 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from w2v2dist.config import ConfigError
 from w2v2dist.engine import Engine
+from w2v2dist.logging import DISK_FULL
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SUMS = "SHA256SUMS"  # of all other files of a checkpoint, as `sha256sum -c` reads it
-NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "disk quota exceeded"}
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of fp16
 
 
@@ -223,8 +223,9 @@ class Saver:
 
         def check_space(needed: int) -> None:  # a disk filled to the brim would stop the logs too
             if world.is_main and (free := shutil.disk_usage(root).free) < needed + (1 << 20):
+                full = DISK_FULL[errno.ENOSPC]
                 raise CheckpointError(
-                    f"{NO_SPACE[errno.ENOSPC]} (of {needed / 1e9:.3g} GB {free / 1e9:.3g} are free)"
+                    f"{full} (of {needed / 1e9:.3g} GB {free / 1e9:.3g} are free)"
                 )
 
         def write() -> dict[str, str]:
@@ -255,7 +256,7 @@ class Saver:
             reason = str(error)
             # torch's own message hides the cause
             if root.exists() and shutil.disk_usage(root).free < 1 << 20:
-                reason = NO_SPACE[errno.ENOSPC]
+                reason = DISK_FULL[errno.ENOSPC]
             if world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
@@ -328,8 +329,8 @@ def _reason(error: BaseException) -> str:
     for failure in failures:
         cause: BaseException | None = failure
         while cause is not None:
-            if isinstance(cause, OSError) and cause.errno in NO_SPACE:
-                return NO_SPACE[cause.errno]
+            if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+                return DISK_FULL[cause.errno]
             cause = cause.__cause__ or cause.__context__
     text = str(failures[0]) or type(failures[0]).__name__
     return text.splitlines()[0]
@@ -415,6 +416,11 @@ def find(run_or_step: Path, which: str = "latest") -> Path:
     return link.resolve()
 
 
+def step_of(folder: Path) -> int:
+    """The step that a step folder's name states."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def candidates(root: Path) -> list[Path]:
     """Step folders, newest first."""
     return sorted(root.glob("step_*"), reverse=True)
@@ -495,7 +501,7 @@ def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
     those of a multiple of `keep_every` steps (0: none)."""
     named = {(root / link).resolve() for link in ("latest", "best") if (root / link).exists()}
     for folder in candidates(root)[keep_last:]:
-        milestone = keep_every and int(folder.name.removeprefix("step_")) % keep_every == 0
+        milestone = keep_every and step_of(folder) % keep_every == 0
         if folder.resolve() not in named and not milestone:
             remove(folder)
 

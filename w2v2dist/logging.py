@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "disk quota exceeded"}
 console = Console(soft_wrap=True, highlight=False)
 
 

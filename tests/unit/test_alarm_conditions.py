@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from w2v2dist import checkpoint
 from w2v2dist.alarms import AlarmConfig, AlarmError, Alarms, readings, seed_at
 from w2v2dist.distributed import World
 from w2v2dist.logging import RunLogger, read_jsonl
@@ -91,3 +92,17 @@ def test_an_episode_is_one_event(alarms: Alarms, tmp_path: Path) -> None:
         record = {**HEALTHY, "step": step, "accuracy": accuracy}
         assert not alarms.after_record(record, Wav2Vec2Config(), 100)
     assert [e["step"] for e in read_jsonl(tmp_path / "events.jsonl")] == [1, 4]
+
+
+def test_a_best_checkpoint_that_is_removed_leaves_no_best_score(
+    alarms: Alarms, tmp_path: Path
+) -> None:
+    root = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        (root / f"step_{step:08d}").mkdir(parents=True)
+    for best, lost in ((2, False), (3, True)):
+        checkpoint.point(root, "best", root / f"step_{best:08d}")
+        alarms._roll_back({"from": 2, "until": 9, "alarm_step": 3, "attempt": 1})
+        assert alarms.lost_best == lost
+        assert (root / "best").resolve().name == "step_00000002"
+        (root / "step_00000003").mkdir(exist_ok=True)
