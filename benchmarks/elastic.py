@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/tiny_pretrain.yaml"

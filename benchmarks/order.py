@@ -39,10 +39,10 @@ from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.index import ShardEntry, ShardIndex, write_index
 from w2v2dist.data.loader import iterate, training_items
 from w2v2dist.data.order import DataConfig, DataOrder
-from w2v2dist.distributed import VirtualRanks
-from w2v2dist.local import run_local
-from w2v2dist.logging import read_jsonl
-from w2v2dist.plan import FLAC_BYTES_PER_HOUR
+from w2v2dist.jobs.local import run_local
+from w2v2dist.jobs.plan import FLAC_BYTES_PER_HOUR
+from w2v2dist.runtime.distributed import VirtualRanks
+from w2v2dist.runtime.logging import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 NUM_SPEAKERS = 7_400

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from w2v2dist.config import read_yaml
-from w2v2dist.logging import read_jsonl
-from w2v2dist.preemption import EXIT_PREEMPTED
-from w2v2dist.report import read_run, write_report
+from w2v2dist.reporting.report import read_run, write_report
+from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))  # short in what is printed
 PRETRAIN, FINETUNE = ROOT / "configs/tiny_pretrain.yaml", ROOT / "configs/tiny_finetune.yaml"

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import soundfile
 
-from w2v2dist.data.text import LETTERS, clean_text
-from w2v2dist.keyed import keyed_rng
+from w2v2dist.data.alphabet import LETTERS, clean_text
+from w2v2dist.runtime.keyed import keyed_rng
 
 SPLITS = ("train", "valid", "test", "unlabelled")
 MIN_TRANSCRIBED = 20  # fewer say nothing about error rates: then only pre-training is shown

@@ -73,8 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     from w2v2dist.cli import read_config  # late: --help need not wait for torch
-    from w2v2dist.cluster import TrainJob, make_executor
-    from w2v2dist.distributed import VirtualRanks
+    from w2v2dist.jobs.cluster import TrainJob, make_executor
+    from w2v2dist.runtime.distributed import VirtualRanks
 
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()
@@ -137,7 +137,7 @@ def parse_minutes(text: str) -> int:
 
 def read_cluster(args: argparse.Namespace) -> Any:
     """The profile of --cluster, or the defaults, under the command line. Raises ConfigError."""
-    from w2v2dist.cluster import ClusterConfig
+    from w2v2dist.jobs.cluster import ClusterConfig
 
     cluster = from_dict(ClusterConfig, read_yaml(args.cluster) if args.cluster else {})
     names = ("gpus_per_node", "tasks_per_node", "partition", "time")
@@ -155,7 +155,7 @@ def snapshot(config: Any, run_dir: Path) -> Path:
 
 
 def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
-    from w2v2dist.plan import make_plan
+    from w2v2dist.jobs.plan import make_plan
 
     plan = make_plan(config, high, cluster.num_tasks_per_node, cluster.peak_tflops)
     print(f"run             {config.run_dir}", *plan.lines(cluster.gpu_memory_gib), sep="\n")
@@ -170,8 +170,8 @@ def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
 def _run_local(args: argparse.Namespace, config: Any, run_dir: Path) -> int:
     import torch
 
-    from w2v2dist.distributed import VirtualRanks
-    from w2v2dist.local import run_local
+    from w2v2dist.jobs.local import run_local
+    from w2v2dist.runtime.distributed import VirtualRanks
 
     num_processes = args.processes if args.processes is not None else torch.cuda.device_count() or 2
     if num_processes < 1:

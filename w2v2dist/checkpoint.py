@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from w2v2dist.config import ConfigError
-from w2v2dist.engine import Engine
-from w2v2dist.logging import DISK_FULL
+from w2v2dist.runtime.logging import DISK_FULL
+from w2v2dist.training.engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SUMS = "SHA256SUMS"  # of all other files of a checkpoint, as `sha256sum -c` reads it

@@ -11,13 +11,13 @@ from typing import Any
 
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError, from_dict, merge, parse_overrides, read_yaml
-from w2v2dist.preemption import EXIT_PREEMPTED, PreemptionFlag
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
 
 
 def read_config(path: str, overrides: list[str]) -> Any:
     """The PretrainConfig or FinetuneConfig that a file's `task:` names. Raises ConfigError."""
-    from w2v2dist.finetune import FinetuneConfig
-    from w2v2dist.pretrain import PretrainConfig
+    from w2v2dist.tasks.finetune import FinetuneConfig
+    from w2v2dist.tasks.pretrain import PretrainConfig
 
     values = merge(read_yaml(path), parse_overrides(overrides))
     tasks: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -31,10 +31,10 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> str:
     """Run one rank of a training; returns "finished" or "preempted". `flag` then holds the agreed
     signal."""
     from w2v2dist.checkpoint import candidates
-    from w2v2dist.distributed import World
-    from w2v2dist.finetune import FinetuneTask
-    from w2v2dist.loop import fit
-    from w2v2dist.pretrain import PretrainTask
+    from w2v2dist.runtime.distributed import World
+    from w2v2dist.tasks.finetune import FinetuneTask
+    from w2v2dist.tasks.pretrain import PretrainTask
+    from w2v2dist.training.loop import fit
 
     config = read_config(config_path, overrides)
     world = World.from_environment(config.loop.timeout_s)
@@ -58,13 +58,13 @@ def print_batches(config_path: str, overrides: list[str], step: int, slot: int |
     alone."""
     import numpy as np
 
-    from w2v2dist.alarms import read_rollbacks, seed_at
     from w2v2dist.data.loader import Rows
     from w2v2dist.data.order import DataOrder
-    from w2v2dist.finetune import FinetuneCollate
-    from w2v2dist.loop import open_index
-    from w2v2dist.pretrain import PretrainCollate
-    from w2v2dist.run_folder import sample_record
+    from w2v2dist.tasks.finetune import FinetuneCollate
+    from w2v2dist.tasks.pretrain import PretrainCollate
+    from w2v2dist.training.alarms import read_rollbacks, seed_at
+    from w2v2dist.training.loop import open_index
+    from w2v2dist.training.run_folder import sample_record
 
     config = read_config(config_path, overrides)
     index = open_index(config.data.train, "data.train")
@@ -214,8 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 75 saved after a signal (run again to continue), 2 a mistake of the
     user, 1 another failure."""
     from w2v2dist.checkpoint import CheckpointError
-    from w2v2dist.logging import console
-    from w2v2dist.run_folder import InUseError
+    from w2v2dist.runtime.logging import console
+    from w2v2dist.training.run_folder import InUseError
 
     args = _parse(argv)
     try:
@@ -227,13 +227,13 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "batches":
             print_batches(args.config, args.overrides, args.step, args.slot)
         elif args.command == "paper":
-            from w2v2dist.paper import compare
+            from w2v2dist.reporting.paper import compare
 
             config = read_config(args.config, args.overrides)
             for line in compare(config, args.config, args.overrides, args.reference):
                 console.print(line, markup=False)
         elif args.command == "evaluate":
-            from w2v2dist.evaluate import evaluate
+            from w2v2dist.decode.evaluate import evaluate
 
             result = evaluate(args.run, args.data, args.checkpoint)
             console.print(
@@ -242,23 +242,23 @@ def main(argv: list[str] | None = None) -> int:
                 f"(see {args.run}/hypotheses.tsv)"
             )
         elif args.command == "report":
-            from w2v2dist.report import write_report
+            from w2v2dist.reporting.report import write_report
 
             runs = [Path(run) for run in args.runs]
             console.print(
                 f"wrote {write_report(runs, Path(args.output or runs[0] / 'report.html'))}"
             )
         elif args.command == "status":
-            from w2v2dist.status import format_status, read_status
+            from w2v2dist.reporting.status import format_status, read_status
 
             print(format_status(read_status(args.run)))
         elif args.command == "export":
-            from w2v2dist.export import export_run
+            from w2v2dist.interop.export import export_run
 
             source = export_run(args.run, args.format, args.output, args.checkpoint)
             console.print(f"wrote {args.output} from {source}")
         elif args.command == "import":
-            from w2v2dist.export import import_checkpoint
+            from w2v2dist.interop.export import import_checkpoint
 
             normalize = import_checkpoint(
                 args.source,

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from trial import ROOT, build_shards, run, seconds, train_once
 
 from w2v2dist.config import flatten, read_yaml
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 FOUR_SLOTS = ("data.virtual_world_size=4", "data.max_samples_per_slot=96_000")
 CELLS = (

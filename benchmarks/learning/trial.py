@@ -23,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 CHANCE_BITS = math.log2(101)

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from w2v2dist.distributed import free_port
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.distributed import free_port
+from w2v2dist.runtime.logging import read_jsonl
 
 MODEL = {
     "conv_channels": 32,

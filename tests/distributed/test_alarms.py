@@ -13,12 +13,12 @@ import torch
 
 from tests.conftest import synthetic_shards
 from tests.distributed.processes import finish, losses, samples, start, train, write_config
-from w2v2dist.alarms import read_rollbacks, seed_at
 from w2v2dist.checkpoint import candidates, read_parameters
 from w2v2dist.cli import main
-from w2v2dist.cluster import EXIT_CONFIG
-from w2v2dist.local import run_local
-from w2v2dist.logging import read_jsonl
+from w2v2dist.jobs.cluster import EXIT_CONFIG
+from w2v2dist.jobs.local import run_local
+from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.training.alarms import read_rollbacks, seed_at
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 12

@@ -24,8 +24,8 @@ from tests.distributed.processes import event, finish, losses, samples, start, t
 from w2v2dist.cli import main
 from w2v2dist.data.audio import to_flac
 from w2v2dist.data.index import ShardIndex
-from w2v2dist.logging import read_jsonl
-from w2v2dist.status import read_status
+from w2v2dist.reporting.status import read_status
+from w2v2dist.runtime.logging import read_jsonl
 
 pytestmark = pytest.mark.timeout(300)
 

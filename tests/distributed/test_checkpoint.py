@@ -16,8 +16,8 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 from w2v2dist import checkpoint
-from w2v2dist.distributed import World, free_port
-from w2v2dist.engine import Engine, EngineConfig, OptimizerConfig
+from w2v2dist.runtime.distributed import World, free_port
+from w2v2dist.training.engine import Engine, EngineConfig, OptimizerConfig
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.distributed.processes import event, finish, losses, samples, start, train, write_config
 from w2v2dist.cli import main
-from w2v2dist.logging import read_jsonl
-from w2v2dist.status import read_status
+from w2v2dist.reporting.status import read_status
+from w2v2dist.runtime.logging import read_jsonl
 
 pytestmark = pytest.mark.timeout(400)
 

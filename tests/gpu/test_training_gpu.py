@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.processes import event, finish, losses, start, train, write_config
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 pytestmark = [
     pytest.mark.gpu,

@@ -24,7 +24,7 @@ from tests.conftest import synthetic_shards
 from tests.distributed.processes import write_config
 from tests.slurm.cluster import NODES, REPOSITORY, Cluster
 from tests.slurm.referee import Attack, attempts, losses, referee, report, seconds
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 KINDS = (
     *("kill a rank", "kill all ranks", "lose a node", "lose a slurmd", "requeue", "preempt"),

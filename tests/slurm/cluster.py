@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from w2v2dist.distributed import free_port
+from w2v2dist.runtime.distributed import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 NODES = ("n1", "n2", "n3", "n4")

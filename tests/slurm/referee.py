@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 RESTARTS = ("start", "resumed")
 # Relative, fp32: other numbers of processes add up in another order, and hundreds of updates carry

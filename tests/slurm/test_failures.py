@@ -15,8 +15,8 @@ import yaml
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_slurm import config as config  # the fixture
 from tests.slurm.test_slurm import wait_for_step
-from w2v2dist.cluster import ClusterConfig, job_functions
-from w2v2dist.logging import read_jsonl
+from w2v2dist.jobs.cluster import ClusterConfig, job_functions
+from w2v2dist.runtime.logging import read_jsonl
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900, func_only=True)]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.slurm.cluster import REPOSITORY, Cluster
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400, func_only=True)]
 NUM_STEPS = 60

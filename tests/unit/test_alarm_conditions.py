@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from w2v2dist import checkpoint
-from w2v2dist.alarms import AlarmConfig, AlarmError, Alarms, readings, seed_at
-from w2v2dist.distributed import World
-from w2v2dist.logging import RunLogger, read_jsonl
 from w2v2dist.model import Wav2Vec2Config
+from w2v2dist.runtime.distributed import World
+from w2v2dist.runtime.logging import RunLogger, read_jsonl
+from w2v2dist.training.alarms import AlarmConfig, AlarmError, Alarms, readings, seed_at
 
 HEALTHY = {"loss": 5.0, "num_masked": 9.0, "contrastive_loss": 4.9, "accuracy": 0.3,
            "code_perplexity": 200.0}  # fmt: skip

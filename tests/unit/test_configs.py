@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from w2v2dist.config import flatten, read_yaml, to_dict
-from w2v2dist.paper import references, show
+from w2v2dist.reporting.paper import references, show
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("common_"))

@@ -103,8 +103,8 @@ def test_the_reader_of_imports_sees_all_kinds(
     modules = [module for module, _ in imported(path)]
     assert modules == [
         "deepspeed.comm",
-        "w2v2dist.loop",
-        "w2v2dist.engine.Engine",
+        "w2v2dist.training.loop",
+        "w2v2dist.training.engine.Engine",
         "w2v2dist.cli.main",
     ]
     assert [target(m) for m in modules] == [None, "loop", "engine", "cli"]

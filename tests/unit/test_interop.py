@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from w2v2dist import checkpoint
 from w2v2dist.cli import main
 from w2v2dist.config import ConfigError, load_config
-from w2v2dist.data.text import tokenizer
+from w2v2dist.data.alphabet import tokenizer
 from w2v2dist.decode.greedy import greedy_text
-from w2v2dist.finetune import FinetuneConfig, load_pretrained
 from w2v2dist.interop import (
     fairseq_name,
     load_fairseq,
@@ -34,7 +33,8 @@ from w2v2dist.interop import (
 from w2v2dist.interop.load import read_fairseq, read_huggingface
 from w2v2dist.interop.names import our_name, their_name
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
-from w2v2dist.schedules import TemperatureConfig
+from w2v2dist.tasks.finetune import FinetuneConfig, load_pretrained
+from w2v2dist.training.schedules import TemperatureConfig
 
 GROUP = Wav2Vec2Config(
     conv_channels=16,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from w2v2dist.logging import RunLogger
+from w2v2dist.runtime.logging import RunLogger
 
 
 def test_a_full_disk_loses_lines_not_the_run(

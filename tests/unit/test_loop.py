@@ -9,11 +9,11 @@ import torch
 
 from w2v2dist.config import ConfigError
 from w2v2dist.data.order import DataConfig
-from w2v2dist.distributed import World
-from w2v2dist.loop import _drop_layers, fit
 from w2v2dist.model import Wav2Vec2Config
-from w2v2dist.preemption import PreemptionFlag
-from w2v2dist.pretrain import PretrainConfig, PretrainTask
+from w2v2dist.runtime.distributed import World
+from w2v2dist.runtime.preemption import PreemptionFlag
+from w2v2dist.tasks.pretrain import PretrainConfig, PretrainTask
+from w2v2dist.training.loop import _drop_layers, fit
 
 MODEL = Wav2Vec2Config(
     conv_channels=8, num_layers=24, embed_dim=32, ffn_dim=32, num_heads=2, final_dim=8,

@@ -28,8 +28,8 @@ from w2v2dist.data.order import (
     validation_batches,
 )
 from w2v2dist.data.reader import ShardReader
-from w2v2dist.distributed import VirtualRanks
-from w2v2dist.keyed import keyed_rng
+from w2v2dist.runtime.distributed import VirtualRanks
+from w2v2dist.runtime.keyed import keyed_rng
 
 
 def make_index(folder: Path, lengths: list[list[int]]) -> ShardIndex:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from w2v2dist.report import read_run, write_report
+from w2v2dist.reporting.report import read_run, write_report
 
 
 def write_lines(path: Path, records: list[dict[str, object]]) -> None:

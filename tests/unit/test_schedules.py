@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2v2dist.schedules import ScheduleConfig, TemperatureConfig, learning_rate, temperature
+from w2v2dist.training.schedules import (
+    ScheduleConfig,
+    TemperatureConfig,
+    learning_rate,
+    temperature,
+)
 
 
 @given(

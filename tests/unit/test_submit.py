@@ -13,12 +13,12 @@ import pytest
 
 from launch.submit import main, parse_minutes, parse_nodes
 from w2v2dist.cli import read_config
-from w2v2dist.cluster import ClusterConfig, make_executor
 from w2v2dist.config import ConfigError, from_dict, read_yaml
-from w2v2dist.local import run_local
-from w2v2dist.logging import read_jsonl
-from w2v2dist.plan import activation_bytes, count_parameters, make_plan, slot_flops
-from w2v2dist.preemption import EXIT_PREEMPTED
+from w2v2dist.jobs.cluster import ClusterConfig, make_executor
+from w2v2dist.jobs.local import run_local
+from w2v2dist.jobs.plan import activation_bytes, count_parameters, make_plan, slot_flops
+from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parents[2]
 BASE, LARGE = str(ROOT / "configs/base_ls960.yaml"), str(ROOT / "configs/large_lv60k.yaml")
@@ -213,7 +213,7 @@ def test_local_passes_signals_on(tmp_path: Path) -> None:
     """Ranks that still import end at once, by the signal: the mistake in CONFIG is not reached."""
     config = tmp_path / "config.yaml"
     config.write_text(f"task: pretrain\nrun_dir: {tmp_path}/run\n")
-    code = "import sys; from pathlib import Path; from w2v2dist.local import run_local; "
+    code = "import sys; from pathlib import Path; from w2v2dist.jobs.local import run_local; "
     code += "sys.exit(run_local([sys.argv[1]], Path(sys.argv[2]), 2))"
     launcher = subprocess.Popen([sys.executable, "-c", code, str(config), str(tmp_path / "logs")])
     deadline = time.monotonic() + 60

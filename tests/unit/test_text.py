@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2v2dist.data.text import LetterTokenizer, PhoneTokenizer, clean_text, tokenizer
+from w2v2dist.data.alphabet import LetterTokenizer, PhoneTokenizer, clean_text, tokenizer
 
 # TIMIT's 61 symbols, and the 39 classes of Lee & Hon with all closures in "sil"
 TIMIT_61 = (

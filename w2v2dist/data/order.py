@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v2dist.data.index import ShardIndex
-from w2v2dist.keyed import keyed_rng
+from w2v2dist.runtime.keyed import keyed_rng
 
 Array = npt.NDArray[np.int64]
 SAMPLE_RATE = 16_000

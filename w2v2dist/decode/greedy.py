@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Decodes(Protocol):
-    """A tokenizer of w2v2dist.data.text."""
+    """A tokenizer of w2v2dist.data.alphabet."""
 
     def decode(self, ids: Iterable[int], collapse: bool = True) -> str: ...
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from w2v2dist.data.text import tokenizer
+from w2v2dist.data.alphabet import tokenizer
 from w2v2dist.interop.names import Library, fairseq_name, our_config, our_name, their_name
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, Wav2Vec2Model
 

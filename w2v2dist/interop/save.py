@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from w2v2dist.data.text import SPECIAL, tokenizer
+from w2v2dist.data.alphabet import SPECIAL, tokenizer
 from w2v2dist.interop.load import Model
 from w2v2dist.interop.names import Library, their_name, their_settings
 from w2v2dist.model import Wav2Vec2ForCTC

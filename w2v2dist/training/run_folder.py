@@ -20,7 +20,7 @@ import torch
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError, diff, merge, read_yaml, to_dict, to_yaml
 from w2v2dist.data.loader import Batch
-from w2v2dist.logging import DISK_FULL, append_jsonl, read_jsonl
+from w2v2dist.runtime.logging import DISK_FULL, append_jsonl, read_jsonl
 
 # Keys of a run that may differ when it is resumed: they change neither numbers nor data
 MAY_CHANGE = (

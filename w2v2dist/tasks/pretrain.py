@@ -12,12 +12,12 @@ from torch import Tensor
 
 from w2v2dist.config import ConfigError
 from w2v2dist.data.loader import Batch, Collate, Rows, pad
-from w2v2dist.engine import Engine
-from w2v2dist.keyed import keyed_rng, keyed_seed
-from w2v2dist.loop import TrainingConfig
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.model.masking import distractor_positions, span_mask
-from w2v2dist.schedules import temperature
+from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
+from w2v2dist.training.engine import Engine
+from w2v2dist.training.loop import TrainingConfig
+from w2v2dist.training.schedules import temperature
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

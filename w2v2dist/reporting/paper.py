@@ -11,7 +11,7 @@ import yaml
 
 from w2v2dist.config import flatten, parse_overrides, read_yaml, to_dict
 from w2v2dist.data.order import SAMPLE_RATE
-from w2v2dist.loop import TrainingConfig
+from w2v2dist.training.loop import TrainingConfig
 
 MUCH = 4  # a batch is much larger from here on
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from w2v2dist.distributed import World
+from w2v2dist.runtime.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

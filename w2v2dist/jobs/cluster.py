@@ -18,7 +18,7 @@ from typing import Any
 import submitit
 from submitit.helpers import Checkpointable
 
-from w2v2dist.preemption import EXIT_PREEMPTED, PreemptionFlag
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
 
 EXIT_CONFIG = 2  # a mistake in the configuration: running again cannot help
 WAIT_FOR_SLURM_S = 600  # for Slurm to end a job that has saved: longer than a usual GraceTime
@@ -171,7 +171,7 @@ def job_functions(run_dir: Path, min_nodes: str, cluster: ClusterConfig) -> str:
         "max_node_failures": str(cluster.max_node_failures),
         "signal_delay_s": str(cluster.signal_delay_s),
     }
-    functions = resources.files("w2v2dist").joinpath("job.sh").read_text(encoding="utf-8")
+    functions = resources.files("w2v2dist.jobs").joinpath("job.sh").read_text(encoding="utf-8")
     return "\n".join([*(f"{key}={value}" for key, value in values.items()), functions])
 
 
@@ -197,5 +197,5 @@ def _print_functions(min_nodes: str, no_kill: str, config: str, *overrides: str)
 if __name__ == "__main__":
     if sys.argv[1] == "--functions":  # launch/*.sbatch
         _print_functions(*sys.argv[2:])
-    else:  # one rank of w2v2dist.local: CONFIG [key=value ...]
+    else:  # one rank of w2v2dist.jobs.local: CONFIG [key=value ...]
         TrainJob(sys.argv[1], tuple(sys.argv[2:]))()

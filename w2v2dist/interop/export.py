@@ -9,14 +9,14 @@ import yaml
 
 from w2v2dist import __version__, checkpoint
 from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
+from w2v2dist.data.alphabet import tokenizer
 from w2v2dist.data.order import DataConfig
-from w2v2dist.data.text import tokenizer
-from w2v2dist.finetune import FinetuneConfig
 from w2v2dist.interop import save_fairseq, save_huggingface, save_torchaudio
 from w2v2dist.interop.load import Model, TaskName, read_fairseq, read_huggingface
 from w2v2dist.interop.save import replacing
-from w2v2dist.loop import TrainingConfig
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
+from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.training.loop import TrainingConfig
 
 
 def export_run(run: str, library: str, output: str, which: str | None = None) -> Path:

@@ -16,9 +16,9 @@ from w2v2dist.data.order import validation_batches
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts
-from w2v2dist.finetune import FinetuneConfig, FinetuneTask
-from w2v2dist.logging import console
-from w2v2dist.loop import open_index
+from w2v2dist.runtime.logging import console
+from w2v2dist.tasks.finetune import FinetuneConfig, FinetuneTask
+from w2v2dist.training.loop import open_index
 
 
 def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict[str, float]:

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from w2v2dist import checkpoint
 from w2v2dist.config import ConfigError
-from w2v2dist.distributed import World
-from w2v2dist.keyed import keyed_seed
-from w2v2dist.logging import RunLogger, append_jsonl, read_jsonl
 from w2v2dist.model import Wav2Vec2Config
+from w2v2dist.runtime.distributed import World
+from w2v2dist.runtime.keyed import keyed_seed
+from w2v2dist.runtime.logging import RunLogger, append_jsonl, read_jsonl
 
 Record = dict[str, Any]
 REMEDIES = {

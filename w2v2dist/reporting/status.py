@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from w2v2dist.config import ConfigError, read_yaml
-from w2v2dist.logging import read_jsonl
-from w2v2dist.run_folder import holder
+from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.training.run_folder import holder
 
 RECENT = 10  # logged intervals that speeds are averaged over
 METRICS = ("loss", "contrastive_loss", "accuracy", "code_perplexity")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from w2v2dist.data.order import SAMPLE_RATE
-from w2v2dist.distributed import VirtualRanks
-from w2v2dist.finetune import FinetuneConfig
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
-from w2v2dist.pretrain import PretrainConfig
+from w2v2dist.runtime.distributed import VirtualRanks
+from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.tasks.pretrain import PretrainConfig
 
 ASSUMED_UTILISATION = 0.4  # of a GPU's peak; measure it, the plan only needs an order of magnitude
 FLAC_BYTES_PER_HOUR = 66e6  # Libri-Light: 53,000 h are 3.5 TB

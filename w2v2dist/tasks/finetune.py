@@ -12,15 +12,15 @@ from torch import Tensor
 
 from w2v2dist import checkpoint
 from w2v2dist.config import ConfigError
+from w2v2dist.data.alphabet import tokenizer
 from w2v2dist.data.loader import Batch, Collate, Rows, pad
-from w2v2dist.data.text import tokenizer
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts
-from w2v2dist.keyed import keyed_rng, keyed_seed
-from w2v2dist.loop import TrainingConfig
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC
 from w2v2dist.model.ctc import ctc_loss
 from w2v2dist.model.masking import channel_mask, span_mask
+from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
+from w2v2dist.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

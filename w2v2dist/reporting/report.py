@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from w2v2dist.config import flatten, read_yaml
-from w2v2dist.logging import read_jsonl
+from w2v2dist.runtime.logging import read_jsonl
 
 Record = dict[str, Any]
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626")

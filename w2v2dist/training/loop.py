@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from w2v2dist import __version__, checkpoint
-from w2v2dist.alarms import AlarmConfig, Alarms, seed_at
 from w2v2dist.config import ConfigError, to_dict
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import Batch, Collate, MicroBatches, iterate, training_items
 from w2v2dist.data.order import SAMPLE_RATE, DataConfig, DataOrder, MicroBatch, validation_batches
 from w2v2dist.data.reader import ShardReader
-from w2v2dist.distributed import VirtualRanks, World
-from w2v2dist.engine import Engine, EngineConfig, OptimizerConfig
-from w2v2dist.keyed import keyed_rng, keyed_seed
-from w2v2dist.logging import RunLogger
 from w2v2dist.model import Wav2Vec2Config
-from w2v2dist.preemption import PreemptionFlag
-from w2v2dist.run_folder import (
+from w2v2dist.runtime.distributed import VirtualRanks, World
+from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
+from w2v2dist.runtime.logging import RunLogger
+from w2v2dist.runtime.preemption import PreemptionFlag
+from w2v2dist.runtime.watchdog import Watchdog
+from w2v2dist.training.alarms import AlarmConfig, Alarms, seed_at
+from w2v2dist.training.engine import Engine, EngineConfig, OptimizerConfig
+from w2v2dist.training.run_folder import (
     attempt,
     locked,
     log_batch,
@@ -37,8 +38,7 @@ from w2v2dist.run_folder import (
     prepare_run_folder,
     refused_changes,
 )
-from w2v2dist.schedules import ScheduleConfig, learning_rate, warmup_steps
-from w2v2dist.watchdog import Watchdog
+from w2v2dist.training.schedules import ScheduleConfig, learning_rate, warmup_steps
 
 SAVE_ATTEMPTS = 3  # in a row; the last must succeed
 

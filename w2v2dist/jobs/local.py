@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from w2v2dist.distributed import free_port
-from w2v2dist.preemption import EXIT_PREEMPTED
+from w2v2dist.runtime.distributed import free_port
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
 PR_SET_PDEATHSIG = 1
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -63,7 +63,7 @@ def _start(
     }
     with Path(log_dir / f"rank_{rank}.log" if rank else os.devnull).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-u", "-m", "w2v2dist.cluster", *arguments],
+            [sys.executable, "-u", "-m", "w2v2dist.jobs.cluster", *arguments],
             env=environment,
             stdout=None if rank == 0 else log,
             stderr=None if rank == 0 else log,

@@ -1,0 +1,1 @@
+"""The trainings that a configuration names: pre-training and fine-tuning."""
