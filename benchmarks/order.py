@@ -36,7 +36,8 @@ from shards.build import main as build_main
 from w2v2dist.cli import main as cli_main
 from w2v2dist.cli import read_config
 from w2v2dist.data.audio import SAMPLE_RATE
-from w2v2dist.data.index import ShardEntry, ShardIndex, write_index
+from w2v2dist.data.index import ShardIndex
+from w2v2dist.data.index_writer import ShardEntry, write_index
 from w2v2dist.data.loader import iterate, training_items
 from w2v2dist.data.order import DataConfig, DataOrder
 from w2v2dist.jobs.local import run_local

@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 from shards import encode
 from shards.encode import ShardReport, build_shard
 from shards.layouts import LAYOUTS, Problem, Recording, scan
-from w2v2dist.data.index import ShardEntry, atomic, write_index
+from w2v2dist.data.index_writer import ShardEntry, atomic, write_index
 
 BYTES_PER_SECOND = 18_600  # speech as 16 kHz FLAC, the mean of LibriSpeech
 BYTES_PER_UTTERANCE = 2_560  # headers of two tar members, padding, labels

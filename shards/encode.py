@@ -23,7 +23,7 @@ from w2v2dist.data.audio import (
     load_any,
     to_flac,
 )
-from w2v2dist.data.index import ShardEntry, atomic, index_shard
+from w2v2dist.data.index_writer import ShardEntry, atomic, index_shard
 
 MIN_PIECE = 2 * SAMPLE_RATE
 MAX_PIECE = 35 * SAMPLE_RATE

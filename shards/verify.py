@@ -20,7 +20,8 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
 from w2v2dist.data.audio import BadSample, decode
-from w2v2dist.data.index import REBUILD, ShardEntry, ShardIndex, index_shard
+from w2v2dist.data.index import REBUILD, ShardIndex
+from w2v2dist.data.index_writer import ShardEntry, index_shard
 
 console = Console(soft_wrap=True, highlight=False)
 

@@ -71,34 +71,55 @@ def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = No
 
 
 def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
-    """Build the (nested) dataclass `cls` from plain values, checking every key and type."""
+    """Build the (nested) dataclass `cls` from plain values, checking every key and type. Raises
+    ConfigError that names all mistakes, a line each."""
     hints = get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     kwargs: dict[str, Any] = {}
+    problems: list[str] = []
     for key, value in values.items():
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
             hint = (
                 f"did you mean {prefix}{near[0]}?" if near else f"the keys are: {', '.join(names)}"
             )
-            raise ConfigError(f"{prefix}{key} is not a configuration key; {hint}")
-        kwargs[key] = _convert(hints[key], value, f"{prefix}{key}")
-    missing = [
-        f.name
+            problems.append(f"{prefix}{key} is not a configuration key; {hint}")
+            continue
+        try:
+            kwargs[key] = _convert(hints[key], value, f"{prefix}{key}")
+        except ConfigError as error:
+            problems.append(str(error))
+    problems += [
+        f"{prefix}{f.name} is missing: add it to the file or pass {prefix}{f.name}=VALUE"
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if f.name not in kwargs and f.default is f.default_factory is dataclasses.MISSING
+        if f.name not in values and f.default is f.default_factory is dataclasses.MISSING
     ]
-    if missing:
-        raise ConfigError(
-            f"{prefix}{missing[0]} is missing: add it to the file or pass "
-            f"{prefix}{missing[0]}=VALUE"
-        )
+    if problems:
+        raise ConfigError("\n".join(problems))
     try:
         return cls(**kwargs)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"{prefix.rstrip('.') or 'configuration'}: {error}") from None
+
+
+def may_change(default: Any) -> Any:
+    """A field with this default that a resumed run may change: no number and no data depend on
+    it."""
+    return dataclasses.field(default=default, metadata={"may_change": True})
+
+
+def changeable(cls: type[Any], prefix: str = "") -> list[str]:
+    """The dotted keys of `cls` that may change when a run is resumed; "alarms" stands for all of
+    its keys."""
+    hints, out = get_type_hints(cls), []
+    for item in dataclasses.fields(cls):
+        if item.metadata.get("may_change"):
+            out.append(prefix + item.name)
+        elif dataclasses.is_dataclass(hint := hints[item.name]) and isinstance(hint, type):
+            out += changeable(hint, f"{prefix}{item.name}.")
+    return out
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:

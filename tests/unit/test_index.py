@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from w2v2dist.data.audio import to_flac
-from w2v2dist.data.index import ShardEntry, ShardIndex, atomic, index_shard, write_index
+from w2v2dist.data.index import ShardIndex
+from w2v2dist.data.index_writer import ShardEntry, atomic, index_shard, write_index
 
 Utterance = tuple[str, int, str | None]  # key, samples, speaker
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from w2v2dist.config import ConfigError, from_dict
 from w2v2dist.data.audio import resample
-from w2v2dist.data.index import ShardEntry, ShardIndex, write_index
+from w2v2dist.data.index import ShardIndex
+from w2v2dist.data.index_writer import ShardEntry, write_index
 from w2v2dist.data.loader import MicroBatches
 from w2v2dist.data.order import (
     DataConfig,

@@ -54,6 +54,8 @@ class _Tokenizer:
 class LetterTokenizer(_Tokenizer):
     """32 tokens: the special ones, `|` between words, and 26 letters with the apostrophe."""
 
+    label = "text"  # the member of an utterance's labels that is encoded
+
     def __init__(self) -> None:
         super().__init__(LETTERS)
 
@@ -76,6 +78,8 @@ class LetterTokenizer(_Tokenizer):
 class PhoneTokenizer(_Tokenizer):
     """43 tokens: the special ones and TIMIT's 39 classes, into which 61 or 48 are folded."""
 
+    label = "phones"
+
     def __init__(self) -> None:
         super().__init__(PHONES)
 
@@ -95,8 +99,11 @@ class PhoneTokenizer(_Tokenizer):
         return " ".join(self._decode(ids, collapse))
 
 
-def tokenizer(name: str) -> LetterTokenizer | PhoneTokenizer:
-    """The tokenizer called "letters" or "phones". Raises ValueError for another name."""
+Alphabet = LetterTokenizer | PhoneTokenizer
+
+
+def alphabet(name: str) -> Alphabet:
+    """The alphabet called "letters" or "phones". Raises ValueError for another name."""
     if name not in ("letters", "phones"):
         raise ValueError(f"data.tokens is {name!r} but must be letters or phones")
     return LetterTokenizer() if name == "letters" else PhoneTokenizer()

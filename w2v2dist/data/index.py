@@ -10,19 +10,13 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-import os
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from w2v2dist.data.audio import flac_num_samples
 
 VERSION = 1
 # speaker: position in index.json's "speakers", -1 unknown · label_size: 0 without a .json member
@@ -40,163 +34,19 @@ REBUILD = "run shards/build.py again with the same arguments (it makes only what
 Column = NDArray[Any]
 
 
-@dataclass(kw_only=True, slots=True)
-class ShardEntry:
-    """What the index holds of one tar; the lists have one item an utterance, in its order."""
-
-    path: str
-    bytes: int
-    sha256: str
-    keys: list[str] = field(default_factory=list)
-    speakers: list[str | None] = field(default_factory=list)
-    offset: list[int] = field(default_factory=list)
-    size: list[int] = field(default_factory=list)
-    num_samples: list[int] = field(default_factory=list)
-    label_offset: list[int] = field(default_factory=list)
-    label_size: list[int] = field(default_factory=list)
-
-
-def index_shard(path: Path) -> ShardEntry:
-    """Read headers, labels and checksum of a tar. Raises ValueError where it is not whole."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    entry = ShardEntry(path=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
-    labels: dict[str, tuple[int, int, str | None]] = {}
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                data = tar.extractfile(member)
-                if data is None:
-                    continue
-                if extension == "flac":
-                    entry.keys.append(key)
-                    entry.offset.append(member.offset_data)
-                    entry.size.append(member.size)
-                    entry.num_samples.append(flac_num_samples(data.read(26)))
-                elif extension == "json":
-                    speaker = json.loads(data.read()).get("speaker")
-                    labels[key] = (member.offset_data, member.size, speaker)
-    except (tarfile.TarError, ValueError, AttributeError) as error:
-        raise ValueError(f"shard {path} is damaged ({error}): delete it and {REBUILD}") from None
-    for key in entry.keys:
-        offset, size, speaker = labels.get(key, (0, 0, None))
-        entry.label_offset.append(offset)
-        entry.label_size.append(size)
-        entry.speakers.append(speaker)
-    return entry
-
-
-def write_index(
-    folder: Path, name: str, shards: Iterable[ShardEntry], summary: dict[str, Any]
-) -> str:
-    """Write the index of `shards`, tars in `folder`; returns its fingerprint.
-
-    One shard at a time is in memory; `summary` is written last, so that `shards` may count in it.
-    """
-    described: list[dict[str, Any]] = []
-    numbers: dict[str | None, int] = {None: -1}  # of the speakers, as they come
-    said_by: list[Column] = [np.zeros(0, np.int32)]
-    num_bytes = 0
-    with ExitStack() as stack:
-        files = {
-            column: stack.enter_context(atomic(folder / f"index.{column}.npy"))
-            for column in (*COLUMNS, "key_end")
-        }
-        keys = stack.enter_context(atomic(folder / "index.keys.txt"))
-        for column, file in files.items():
-            _write_header(file, column, 0)
-        for position, shard in enumerate(shards):
-            encoded = [key.encode() for key in shard.keys]
-            keys.write(b"".join(encoded))
-            ends = num_bytes + np.cumsum([len(key) for key in encoded], dtype="<u8")
-            num_bytes += sum(map(len, encoded))
-            said_by.append(
-                np.array([numbers.setdefault(s, len(numbers) - 1) for s in shard.speakers], "<i4")
-            )
-            special = {"shard": [position] * len(encoded), "key_end": ends, "speaker": []}
-            for column, file in files.items():
-                values = special[column] if column in special else getattr(shard, column)
-                file.write(np.asarray(values, _dtype(column)).tobytes())
-            described.append(
-                {
-                    "path": shard.path,
-                    "num_utterances": len(encoded),
-                    "bytes": shard.bytes,
-                    "sha256": shard.sha256,
-                }
-            )
-        speakers = sorted(s for s in numbers if s is not None)
-        sorted_number = np.full(len(numbers), -1, "<i4")  # the last: unknown, -1
-        sorted_number[[numbers[s] for s in speakers]] = np.arange(len(speakers))
-        files["speaker"].write(sorted_number[np.concatenate(said_by)].tobytes())
-        num_utterances = sum(shard["num_utterances"] for shard in described)
-        for column, file in files.items():
-            _write_header(file, column, num_utterances)
-            file.flush()
-        keys.flush()
-        columns = {column: np.load(file.name, mmap_mode="r") for column, file in files.items()}
-        fingerprint = _fingerprint(
-            columns, _open_keys(Path(keys.name)), [shard["path"] for shard in described]
-        )
-        num_samples_total = int(columns["num_samples"].sum(dtype=np.int64))
-    content = {
-        "version": VERSION,
-        "name": name,
-        "num_samples_total": num_samples_total,
-        "num_utterances": num_utterances,
-        "shards": described,
-        "speakers": speakers,
-        "fingerprint": fingerprint,
-        "summary": summary,
-    }
-    with atomic(folder / "index.json") as file:  # last: a folder with an index.json is complete
-        file.write(json.dumps(content, indent=1).encode())
-    return fingerprint
-
-
-def _dtype(column: str) -> str:
-    return COLUMNS.get(column, "<u8")
-
-
-def _write_header(file: BinaryIO, column: str, count: int) -> None:
-    """The header of a .npy file; numpy gives it the same size for any count."""
-    file.seek(0)
-    header = {"descr": _dtype(column), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _open_keys(path: Path) -> Column:
+def open_keys(path: Path) -> Column:
     """The bytes of a file of keys; an empty file cannot be mapped."""
     empty = np.zeros(0, np.uint8)
     return np.memmap(path, np.uint8, mode="r") if path.stat().st_size else empty
 
 
-def _fingerprint(columns: dict[str, Column], keys: Column, shard_names: Sequence[str]) -> str:
+def fingerprint_of(columns: dict[str, Column], keys: Column, shard_names: Sequence[str]) -> str:
+    """What tells one index from another: its shards' names, columns and keys."""
     digest = hashlib.sha256("\n".join(shard_names).encode())
     for column in [*COLUMNS, "key_end"]:
         digest.update(np.ascontiguousarray(columns[column]).data)
     digest.update(keys.data)
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file for writing that appears under its name whole and durable, or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename, too, must outlive a power cut
-        os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class ShardIndex:
@@ -257,7 +107,7 @@ class ShardIndex:
             raise ValueError(
                 f"the shard index {path} cannot be used ({error}): delete it and {REBUILD}"
             ) from None
-        index._keys = [(0, columns["key_end"], _open_keys(folder / "index.keys.txt"))]
+        index._keys = [(0, columns["key_end"], open_keys(folder / "index.keys.txt"))]
         return index
 
     @classmethod
@@ -350,7 +200,7 @@ class ShardIndex:
         """What the fingerprint of one folder's index shows (reads all columns); None: nothing."""
         columns = {c: getattr(self, c) for c in COLUMNS} | {"key_end": self._keys[0][1]}
         names = [path.name for path in self.shard_paths]
-        actual = _fingerprint(columns, self._keys[0][2], names)
+        actual = fingerprint_of(columns, self._keys[0][2], names)
         if actual == self.fingerprint:
             return None
         folder = self.shard_paths[0].parent if self.shard_paths else "the folder"

@@ -4,21 +4,52 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.progress import track
 
-from w2v2dist import checkpoint
-from w2v2dist.config import ConfigError, load_config
-from w2v2dist.data.loader import MicroBatches, iterate
-from w2v2dist.data.order import validation_batches
-from w2v2dist.data.reader import ShardReader
+from w2v2dist.config import ConfigError, from_dict, read_yaml
+from w2v2dist.data.alphabet import Alphabet
+from w2v2dist.data.audio import SAMPLE_RATE
+from w2v2dist.data.batch import Rows, SpeechBatch, core, encode_labels, pad
+from w2v2dist.data.batching import validation_batches
+from w2v2dist.data.config import DataConfig
+from w2v2dist.data.loader import iterate
+from w2v2dist.data.source import micro_batches, open_index
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts
+from w2v2dist.interop.open import open_model
+from w2v2dist.model import Wav2Vec2ForCTC
 from w2v2dist.runtime.logging import console
-from w2v2dist.tasks.finetune import FinetuneConfig, FinetuneTask
-from w2v2dist.training.loop import open_index
+
+
+@dataclass(kw_only=True, slots=True)
+class LabelledBatch(SpeechBatch):
+    """B utterances with their keys and what was said."""
+
+    keys: list[str]
+    texts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledCollate:
+    """Padded utterances with their labels as the alphabet writes them; runs in a worker."""
+
+    alphabet: Alphabet
+
+    def __call__(self, rows: Rows | None) -> LabelledBatch:
+        assert rows is not None, "one process: there are no empty slots"
+        targets = encode_labels(rows, self.alphabet, None)
+        waveforms, num_samples = pad(rows.waveforms) if rows.keys else (torch.zeros(0, 0), None)
+        return LabelledBatch(
+            **core(rows, float(len(rows.keys))),
+            waveforms=waveforms,
+            num_samples=num_samples,
+            keys=rows.keys,
+            texts=[self.alphabet.decode(ids, collapse=False) for ids in targets],
+        )
 
 
 def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict[str, float]:
@@ -28,44 +59,20 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     is a folder of shards, by default the run's data.valid. Utterances of any length are decoded.
     """
     folder = Path(run_dir)
-    config = load_config(FinetuneConfig, folder / "config.yaml")
-    source = checkpoint.find(folder, which)
-    task = FinetuneTask(config, skip_pretrained=True)
-    checkpoint.load_into(task.model, checkpoint.read_parameters(source), str(source))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = task.model.to(device).eval()
-    index = open_index(data or config.data.valid, "data.valid")
-    index.check_shard_sizes()
-    micro = validation_batches(index, config.data, crop=False)
-    if not micro:
-        raise ConfigError(f"the shards {data or config.data.valid} hold no utterances")
-    dataset = MicroBatches(
-        ShardReader(index, retries=config.data.read_retries, timeout_s=config.data.read_timeout_s),
-        task.collate(False),
-        with_labels=True,
-        normalized=config.data.normalize,
-    )
-    lines, num_bad, seconds = [], 0, 0.0
-    batches = iterate(
-        dataset, micro, num_workers=config.data.num_workers, prefetch=2, device=device
-    )
-    with torch.no_grad(), contextlib.closing(batches):
-        for batch in track(
-            batches, "transcribing", total=len(micro), console=console, transient=True
-        ):
-            num_bad += len(batch.bad)
-            if not batch.keys:
-                continue
-            moved = batch.to(device)
-            out = model(moved.waveforms, moved.num_samples)
-            texts = greedy_text(out.logits, out.num_frames, task.tokenizer)
-            lines += list(zip(batch.keys, batch.texts, texts, strict=True))
-            seconds += batch.audio_samples / 16_000
+    config = from_dict(DataConfig, read_yaml(folder / "config.yaml").get("data", {}), "data.")
+    opened = open_model(folder, which)
+    if opened.alphabet is None or not isinstance(opened.module, Wav2Vec2ForCTC):
+        raise ConfigError(
+            f"{run_dir} is a pre-training, which has no output layer to transcribe with: fine-tune "
+            f"it first (w2v2dist train configs/finetune/… pretrained={run_dir})"
+        )
+    lines, num_bad, seconds = _transcribe(opened.module, opened.alphabet, config, data)
     counts = error_counts([line[1] for line in lines], [line[2] for line in lines])
+    data = data or config.valid
     if not counts["num_words"]:
         raise ConfigError(
-            f"no utterance of {data or config.data.valid} has a usable {config.data.tokens} label "
-            f"({num_bad} were skipped): nothing can be scored"
+            f"no utterance of {data} has a usable {config.tokens} label ({num_bad} were skipped): "
+            "nothing can be scored"
         )
     result = {
         "wer": counts["word_errors"] / max(1, counts["num_words"]),
@@ -77,6 +84,37 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     }
     rows = "".join("\t".join(line) + "\n" for line in sorted(lines))
     (folder / "hypotheses.tsv").write_text("key\treference\thypothesis\n" + rows, encoding="utf-8")
-    record = {"checkpoint": source.name, "data": data or config.data.valid, **result}
+    record = {"checkpoint": opened.source.name, "data": data, **result}
     (folder / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return result
+
+
+def _transcribe(
+    model: Wav2Vec2ForCTC, alphabet: Alphabet, config: DataConfig, data: str | None
+) -> tuple[list[tuple[str, str, str]], int, float]:
+    """(key, reference, hypothesis) of every usable utterance, how many were not, and the seconds of
+    audio."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    index = open_index(data or config.valid, "data.valid")
+    index.check_shard_sizes()
+    micro = validation_batches(index, config, crop=False)
+    if not micro:
+        raise ConfigError(f"the shards {data or config.valid} hold no utterances")
+    dataset = micro_batches(index, config, LabelledCollate(alphabet), with_labels=True)
+    batches = iterate(dataset, micro, num_workers=config.num_workers, prefetch=2)
+    lines: list[tuple[str, str, str]] = []
+    num_bad, seconds = 0, 0.0
+    with torch.no_grad(), contextlib.closing(batches):
+        for batch in track(
+            batches, "transcribing", total=len(micro), console=console, transient=True
+        ):
+            num_bad += len(batch.bad)
+            if not batch.keys:
+                continue
+            moved = batch.to(device)
+            out = model(moved.waveforms, moved.num_samples)
+            texts = greedy_text(out.logits, out.num_frames, alphabet)
+            lines += zip(batch.keys, batch.texts, texts, strict=True)
+            seconds += batch.amount / SAMPLE_RATE
+    return lines, num_bad, seconds

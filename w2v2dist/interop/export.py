@@ -9,7 +9,7 @@ import yaml
 
 from w2v2dist import __version__, checkpoint
 from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
-from w2v2dist.data.alphabet import tokenizer
+from w2v2dist.data.alphabet import alphabet
 from w2v2dist.data.order import DataConfig
 from w2v2dist.interop import save_fairseq, save_huggingface, save_torchaudio
 from w2v2dist.interop.load import Model, TaskName, read_fairseq, read_huggingface
@@ -30,7 +30,7 @@ def export_run(run: str, library: str, output: str, which: str | None = None) ->
     tokens, normalize = saved["data"]["tokens"], saved["data"]["normalize"]
     model: Model = Wav2Vec2ForPretraining(config)
     if saved["task"] == "finetune":
-        model = Wav2Vec2ForCTC(config, tokenizer(tokens).num_tokens)
+        model = Wav2Vec2ForCTC(config, alphabet(tokens).num_tokens)
     checkpoint.load_into(model, checkpoint.read_parameters(folder), str(folder))
     if library == "torchaudio":
         save_torchaudio(model, output)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from w2v2dist.data.alphabet import tokenizer
+from w2v2dist.data.alphabet import alphabet
 from w2v2dist.interop.names import Library, fairseq_name, our_config, our_name, their_name
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, Wav2Vec2Model
 
@@ -129,7 +129,7 @@ def read_fairseq(
     task = top if isinstance(top.get("task"), str) else _plain(top.get("task"))
     state = {fairseq_name(n): t for n, t in weights.items()}
     outputs = len(state.get("token_projection.weight", []))
-    letters = task.get("labels") == "ltr" and outputs == tokenizer("letters").num_tokens
+    letters = task.get("labels") == "ltr" and outputs == alphabet("letters").num_tokens
     return ForeignCheckpoint(
         source=name,
         library="fairseq",
@@ -158,7 +158,7 @@ def read_huggingface(source: str | Path, trust_pickle: bool = False) -> ForeignC
         raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
     optional = [folder / "vocab.json", folder / "preprocessor_config.json"]
     ids, processing = (_read_json(path) if path.exists() else None for path in optional)
-    alphabets = [n for n in ("letters", "phones") if ids == tokenizer(n).ids]
+    alphabets = [n for n in ("letters", "phones") if ids == alphabet(n).ids]
     return ForeignCheckpoint(
         source=str(folder),
         library="huggingface",

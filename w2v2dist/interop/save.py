@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from w2v2dist.data.alphabet import SPECIAL, tokenizer
+from w2v2dist.data.alphabet import SPECIAL, alphabet
 from w2v2dist.interop.load import Model
 from w2v2dist.interop.names import Library, their_name, their_settings
 from w2v2dist.model import Wav2Vec2ForCTC
@@ -94,7 +94,7 @@ def save_huggingface(
     }
     files = {"config.json": settings, "preprocessor_config.json": processing}
     if isinstance(model, Wav2Vec2ForCTC):
-        ids, outputs = tokenizer(tokens).ids, model.token_projection.out_features
+        ids, outputs = alphabet(tokens).ids, model.token_projection.out_features
         if outputs != len(ids):
             raise ValueError(
                 f"tokens is {tokens!r} ({len(ids)} tokens) but the model has {outputs} outputs: "

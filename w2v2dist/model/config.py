@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from w2v2dist.training.schedules import TemperatureConfig
+from w2v2dist.model.temperature import TemperatureConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,10 @@ class PreemptionFlag:
         self.signal_number = max(self.signal_number, int(number))
         self.arrived = self.arrived or time.monotonic()
 
+    def seconds_since(self) -> float:
+        """Since the first signal; 0 where none came."""
+        return time.monotonic() - self.arrived if self.arrived else 0.0
+
     @contextlib.contextmanager
     def installed(self) -> Iterator[PreemptionFlag]:
         """Handle SIGNALS by setting this flag for the duration of the block."""

@@ -12,15 +12,23 @@ from torch import Tensor
 
 from w2v2dist import checkpoint
 from w2v2dist.config import ConfigError
-from w2v2dist.data.alphabet import tokenizer
-from w2v2dist.data.loader import Batch, Collate, Rows, pad
+from w2v2dist.data.alphabet import Alphabet, alphabet
+from w2v2dist.data.audio import SAMPLE_RATE
+from w2v2dist.data.batch import Rows, SpeechBatch, core, empty_waveform, encode_labels, pad
+from w2v2dist.data.batching import MicroBatch
+from w2v2dist.data.source import SpeechSource
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC
 from w2v2dist.model.ctc import ctc_loss
 from w2v2dist.model.masking import channel_mask, span_mask
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
-from w2v2dist.training.loop import TrainingConfig
+from w2v2dist.tasks.layer_drop import check_layer_drop, dropped_layers
+from w2v2dist.training.config import TrainingConfig
+from w2v2dist.training.schedules import learning_rate
+from w2v2dist.training.task import Group, Reading, Record, Update
+
+EMPTY_SAMPLES = 16_000  # of a slot without utterances
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,132 +42,132 @@ class FinetuneConfig(TrainingConfig):
     freeze_feature_encoder: bool = True
 
 
+@dataclass(kw_only=True, slots=True)
+class FinetuneBatch(SpeechBatch):
+    """B utterances, T frames, E width of the Transformer, L label tokens in all."""
+
+    mask: Tensor | None = None  # (B, T) bool
+    channel_mask: Tensor | None = None  # (B, E) bool
+    targets: Tensor  # (L,) int64, end to end
+    target_lengths: Tensor  # (B,) int64
+    texts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneDraws:
+    """Of all planned rows; None where the model masks nothing."""
+
+    mask: Tensor | None  # (rows, T) bool
+    channel_mask: Tensor | None  # (rows, E) bool
+
+
 @dataclass(frozen=True, slots=True)
 class FinetuneCollate:
     """Padded utterances with their labels, and in training time and channel masks keyed by (seed,
     step, slot)."""
 
     model: Wav2Vec2Config
-    tokens: str
+    alphabet: Alphabet
     seed: int
     train: bool
 
-    def __call__(self, rows: Rows | None) -> Batch:
-        if rows is not None:
-            targets = self._targets(rows)
+    def __call__(self, rows: Rows | None) -> FinetuneBatch:
+        # In validation a label longer than its audio counts as it is
+        limit = self.model.num_frames if self.train else None
+        targets = [] if rows is None else encode_labels(rows, self.alphabet, limit)
         if rows is None or not rows.keys:
-            noise = keyed_rng(self.seed, "empty").standard_normal(16_000).astype("float32")
-            one = torch.ones(1, 1, dtype=torch.long)
             step, slot = (0, 0) if rows is None else (rows.micro.step, rows.micro.slot)
-            batch = Batch(step, slot, torch.from_numpy(noise)[None], num_targets=0.0)
-            batch.targets, batch.target_lengths, batch.texts = one * 5, one[0], [""]
-            batch.bad = [] if rows is None else rows.bad
-            return batch
-        batch = self.audio_batch(rows)
-        batch.targets = torch.cat([torch.tensor(t) for t in targets])
-        batch.target_lengths = torch.tensor([len(t) for t in targets])
-        batch.texts = [tokenizer(self.tokens).decode(t, collapse=False) for t in targets]
-        return batch
-
-    def audio_batch(self, rows: Rows) -> Batch:
-        """The batch without its labels."""
+            return FinetuneBatch(
+                step=step,
+                slot=slot,
+                bad=[] if rows is None else rows.bad,
+                waveforms=empty_waveform(self.seed, EMPTY_SAMPLES),
+                targets=torch.tensor([5]),
+                target_lengths=torch.tensor([1]),
+                texts=[""],
+            )
         waveforms, num_samples = pad(rows.waveforms)
-        batch = Batch(
-            step=rows.micro.step,
-            slot=rows.micro.slot,
+        width = self.model.num_frames(waveforms.shape[1])
+        mask = channels = None
+        if self.train:  # of what was drawn for the planned rows, the usable ones
+            draws = self.draw(rows.micro)
+            mask = None if draws.mask is None else draws.mask[rows.position][:, :width]
+            if draws.channel_mask is not None:
+                channels = draws.channel_mask[rows.position]
+        return FinetuneBatch(
+            **core(rows, float(len(rows.keys)), mask),
             waveforms=waveforms,
             num_samples=num_samples,
-            num_targets=float(len(rows.keys)),
-            keys=rows.keys,
-            speeds=rows.speeds,
-            starts=rows.starts,
-            lengths=[len(w) for w in rows.waveforms],
-            bad=rows.bad,
+            mask=mask,
+            channel_mask=channels,
+            targets=torch.cat([torch.tensor(ids) for ids in targets]),
+            target_lengths=torch.tensor([len(ids) for ids in targets]),
+            texts=[self.alphabet.decode(ids, collapse=False) for ids in targets],
         )
-        if self.train:
-            self._draw(batch, rows)
-        return batch
 
-    def _targets(self, rows: Rows) -> list[list[int]]:
-        """Token ids of every row; rows without usable labels are rejected."""
-        field_name = "text" if self.tokens == "letters" else "phones"
-        targets: list[list[int]] = []
-        for row in reversed(range(len(rows.keys))):
-            try:
-                if not rows.labels[row].get(field_name):
-                    raise ValueError(
-                        f"has no {field_name!r} label: fine-tuning needs one for every "
-                        f"utterance; build the shards "
-                        "from transcribed audio"
-                    )
-                ids = tokenizer(self.tokens).encode(rows.labels[row][field_name])
-                num_frames = self.model.num_frames(len(rows.waveforms[row]))
-                if self.train and len(ids) > num_frames:  # in validation it counts as it is
-                    raise ValueError(
-                        f"its label has {len(ids)} tokens but its audio only {num_frames} frames"
-                    )
-                targets.insert(0, ids)
-            except ValueError as error:
-                rows.reject(row, str(error))
-        return targets
-
-    def _draw(self, batch: Batch, rows: Rows) -> None:
-        """Masks for the planned rows, of which the usable ones are kept."""
-        rng = keyed_rng(self.seed, "masks", batch.step, batch.slot)
-        num_rows = len(rows.micro.ids)
-        frames = [self.model.num_frames(int(n)) for n in rows.micro.num_samples]
-        width = self.model.num_frames(batch.waveforms.shape[1])
+    def draw(self, micro: MicroBatch) -> FinetuneDraws:
+        """The masks of a slot at a step, from its lengths alone."""
+        rng = keyed_rng(self.seed, "masks", micro.step, micro.slot)
+        num_rows = len(micro.ids)
+        frames = [self.model.num_frames(int(n)) for n in micro.num_samples]
+        mask = channels = None
         if self.model.mask_prob:
-            mask = span_mask(rng, frames, num_rows, self.model)
-            batch.mask = torch.from_numpy(mask[rows.position][:, :width])
+            mask = torch.from_numpy(span_mask(rng, frames, num_rows, self.model))
         if self.model.channel_mask_prob:
-            batch.channel_mask = torch.from_numpy(
-                channel_mask(rng, num_rows, self.model)[rows.position]
-            )
+            channels = torch.from_numpy(channel_mask(rng, num_rows, self.model))
+        return FinetuneDraws(mask, channels)
 
 
 class FinetuneTask:
-    """The CTC model, its batches, losses and metrics."""
+    """The CTC model, its data, losses and metrics."""
 
-    crop = False
-    with_labels = True
     best_metric = "valid/wer"
 
     def __init__(self, config: FinetuneConfig, *, skip_pretrained: bool = False) -> None:
         self.config = config
-        self.tokenizer = tokenizer(config.data.tokens)
+        self.alphabet = alphabet(config.data.tokens)
         torch.manual_seed(keyed_seed(config.seed, "init"))
-        self.model = Wav2Vec2ForCTC(config.model, self.tokenizer.num_tokens)
+        self.model = Wav2Vec2ForCTC(config.model, self.alphabet.num_tokens)
         self.model.freeze_feature_encoder = config.freeze_feature_encoder
         if config.pretrained and not skip_pretrained:
             load_pretrained(self.model, config.pretrained, config.data.tokens)
+        self.groups = {"": Group(self.model, config.optimizer)}
 
-    def collate(self, train: bool, seed: int | None = None) -> Collate:
-        """Makes batches in the workers; `seed` instead of the configured one."""
-        config = self.config
-        seed = config.seed if seed is None else seed
-        return FinetuneCollate(config.model, config.data.tokens, seed, train)
+    def check(self, world_size: int) -> None:
+        """Raise ConfigError where so many processes cannot train it."""
+        check_layer_drop(self.config.model, world_size)
 
-    def losses(
-        self, engine: Any, batch: Batch, step: int, drop_layers: list[bool] | None
-    ) -> dict[str, Tensor]:
+    def source(self) -> SpeechSource:
+        """Whole utterances of data.train with their labels."""
+        data = self.config.data
+        return SpeechSource(data, self.config.seed, self.collate, crop=False, with_labels=True)
+
+    def collate(self, seed: int, train: bool) -> FinetuneCollate:
+        """Makes batches in the workers."""
+        return FinetuneCollate(self.config.model, self.alphabet, seed, train)
+
+    def update(self, step: int) -> Update:
+        """All parameters that are not frozen, at the scheduled learning rate."""
+        lr = learning_rate(self.config.schedule, step, self.config.loop.max_steps)
+        return Update("", lr)
+
+    def losses(self, engine: Any, batch: FinetuneBatch, step: int, seed: int) -> dict[str, Tensor]:
         """CTC loss summed over utterances (nats); without gradients also word and letter errors of
         greedy decoding."""
-        frozen = 0 < step <= self.config.freeze_steps
         out = engine(
-            batch.waveforms, batch.num_samples, batch.mask, batch.channel_mask, drop_layers,
-            freeze_transformer=frozen,
-        )  # fmt: skip
-        assert batch.targets is not None
-        assert batch.target_lengths is not None
+            batch.waveforms,
+            batch.num_samples,
+            batch.mask,
+            batch.channel_mask,
+            dropped_layers(self.config.model, seed, step, batch.slot),
+            freeze_transformer=0 < step <= self.config.freeze_steps,
+        )
         sums = {
-            "loss": ctc_loss(
-                out.logits, out.num_frames, batch.targets.flatten(), batch.target_lengths
-            ),
+            "loss": ctc_loss(out.logits, out.num_frames, batch.targets, batch.target_lengths),
             "num_utterances": torch.tensor(batch.num_targets, device=out.logits.device),
         }
         if not torch.is_grad_enabled():
-            hypotheses = greedy_text(out.logits, out.num_frames, self.tokenizer)
+            hypotheses = greedy_text(out.logits, out.num_frames, self.alphabet)
             counts = error_counts(batch.texts, hypotheses)
             sums |= {name: torch.tensor(float(value)) for name, value in counts.items()}
         return sums
@@ -179,6 +187,14 @@ class FinetuneTask:
     def schedule_metrics(self, step: int) -> dict[str, float]:
         """Whether the Transformer is frozen."""
         return {"frozen": float(step <= self.config.freeze_steps)}
+
+    def progress(self, amount: float) -> dict[str, float]:
+        """Samples as hours of audio."""
+        return {"audio_hours": amount / SAMPLE_RATE / 3600}
+
+    def readings(self, record: Record) -> list[Reading]:
+        """None: a CTC loss has no chance level."""
+        return []
 
 
 def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:

@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 from w2v2dist.config import ConfigError
-from w2v2dist.data.loader import Batch, Collate, Rows, pad
+from w2v2dist.data.audio import SAMPLE_RATE
+from w2v2dist.data.batch import Rows, SpeechBatch, core, empty_waveform, pad
+from w2v2dist.data.batching import MicroBatch
+from w2v2dist.data.source import SpeechSource
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.model.masking import distractor_positions, span_mask
+from w2v2dist.model.temperature import temperature
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
+from w2v2dist.tasks.layer_drop import check_layer_drop, dropped_layers
+from w2v2dist.training.alarms import AlarmConfig
+from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
-from w2v2dist.training.loop import TrainingConfig
-from w2v2dist.training.schedules import temperature
+from w2v2dist.training.schedules import learning_rate, warmup_steps
+from w2v2dist.training.task import Group, Reading, Record, Update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +51,22 @@ class PretrainConfig(TrainingConfig):
             )
 
 
+@dataclass(kw_only=True, slots=True)
+class PretrainBatch(SpeechBatch):
+    """B utterances of one length, T frames, M masked frames, K distractors."""
+
+    mask: Tensor  # (B, T) bool
+    distractors: Tensor  # (B, M, K) int64
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainDraws:
+    """Of all planned rows, with M masked frames in each."""
+
+    mask: Tensor  # (rows, T) bool
+    distractors: Tensor  # (rows, M, K) int64
+
+
 @dataclass(frozen=True, slots=True)
 class PretrainCollate:
     """Waveforms of one length with their masks and distractors, keyed by (seed, step, slot); runs
@@ -54,77 +77,79 @@ class PretrainCollate:
     empty_samples: int
     train: bool
 
-    def __call__(self, rows: Rows | None) -> Batch:
+    def __call__(self, rows: Rows | None) -> PretrainBatch:
         if rows is None or not rows.keys:
-            noise = (
-                keyed_rng(self.seed, "empty").standard_normal(self.empty_samples).astype("float32")
-            )
             step, slot = (0, 0) if rows is None else (rows.micro.step, rows.micro.slot)
-            batch = self._draw(Batch(step, slot, torch.from_numpy(noise)[None], num_targets=0.0))
-            if rows is not None:
-                batch.bad = rows.bad
-            batch.num_targets = 0.0
-            return batch
-        return self.audio_batch(rows)
-
-    def audio_batch(self, rows: Rows) -> Batch:
-        """The batch of the usable rows."""
+            draws = self.draw(MicroBatch.empty(step, slot, self.empty_samples))
+            return PretrainBatch(
+                step=step,
+                slot=slot,
+                bad=[] if rows is None else rows.bad,
+                waveforms=empty_waveform(self.seed, self.empty_samples),
+                mask=draws.mask,
+                distractors=draws.distractors,
+            )
         waveforms, lengths = pad(rows.waveforms)
         assert lengths is None, "the order crops every utterance of a micro-batch to one length"
-        batch = Batch(
-            step=rows.micro.step,
-            slot=rows.micro.slot,
+        # Of what was drawn for all planned rows: a corrupt one changes no other
+        draws = self.draw(rows.micro)
+        mask, distractors = draws.mask[rows.position], draws.distractors[rows.position]
+        return PretrainBatch(
+            **core(rows, float(mask.sum()), mask),
             waveforms=waveforms,
-            num_targets=0.0,
-            keys=rows.keys,
-            speeds=rows.speeds,
-            starts=rows.starts,
-            lengths=[waveforms.shape[1]] * len(rows.keys),
-            bad=rows.bad,
+            mask=mask,
+            distractors=distractors,
         )
-        return self._draw(batch, rows.position, len(rows.micro.ids))
 
-    def _draw(self, batch: Batch, position: list[int] | None = None, num_rows: int = 1) -> Batch:
-        """Draw for all planned rows, then keep those that could be decoded: a corrupt one changes
-        no other."""
-        num_frames = self.model.num_frames(batch.waveforms.shape[1])
-        rng = keyed_rng(self.seed, "masks" if self.train else "valid", batch.step, batch.slot)
+    def draw(self, micro: MicroBatch) -> PretrainDraws:
+        """The masks and distractors of a slot at a step, from its lengths alone."""
+        num_rows, num_frames = len(micro.ids), self.model.num_frames(int(micro.num_samples[0]))
+        rng = keyed_rng(self.seed, "masks" if self.train else "valid", micro.step, micro.slot)
         mask = span_mask(rng, num_frames, num_rows, self.model)
         num_masked = int(mask[0].sum())
         distractors = distractor_positions(rng, num_masked, num_rows, self.model.num_distractors)
-        kept = list(range(num_rows)) if position is None else position
-        batch.mask = torch.from_numpy(mask[kept])
-        batch.distractors = torch.from_numpy(distractors[kept])
-        batch.num_targets = float(num_masked * len(kept))
-        return batch
+        return PretrainDraws(torch.from_numpy(mask), torch.from_numpy(distractors))
 
 
 class PretrainTask:
-    """The pre-training model, its batches, losses and metrics."""
+    """The pre-training model, its data, losses and metrics."""
 
-    crop = True
-    with_labels = False
     best_metric = "valid/contrastive_loss"
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         torch.manual_seed(keyed_seed(config.seed, "init"))
         self.model = Wav2Vec2ForPretraining(config.model)
+        self.groups = {"": Group(self.model, config.optimizer)}
 
-    def collate(self, train: bool, seed: int | None = None) -> Collate:
-        """Makes batches in the workers; `seed` instead of the configured one."""
-        config = self.config
-        return PretrainCollate(
-            config.model, config.seed if seed is None else seed, config.data.min_samples, train
-        )
+    def check(self, world_size: int) -> None:
+        """Raise ConfigError where so many processes cannot train it."""
+        check_layer_drop(self.config.model, world_size)
+
+    def source(self) -> SpeechSource:
+        """Crops of data.train, without labels."""
+        data = self.config.data
+        return SpeechSource(data, self.config.seed, self.collate, crop=True, with_labels=False)
+
+    def collate(self, seed: int, train: bool) -> PretrainCollate:
+        """Makes batches in the workers."""
+        return PretrainCollate(self.config.model, seed, self.config.data.min_samples, train)
+
+    def update(self, step: int) -> Update:
+        """All parameters, at the scheduled learning rate."""
+        lr = learning_rate(self.config.schedule, step, self.config.loop.max_steps)
+        return Update("", lr)
 
     def losses(
-        self, engine: Engine, batch: Batch, step: int, drop_layers: list[bool] | None
+        self, engine: Engine, batch: PretrainBatch, step: int, seed: int
     ) -> dict[str, Tensor]:
         """Sums over masked frames (nats), and what the perplexities are averaged with."""
-        now = temperature(self.config.model.temperature, max(0, step - 1))
         out = engine(
-            batch.waveforms, batch.mask, batch.distractors, temperature=now, drop_layers=drop_layers
+            batch.waveforms,
+            batch.mask,
+            batch.distractors,
+            temperature=temperature(self.config.model.temperature, max(0, step - 1)),
+            drop_layers=dropped_layers(self.config.model, seed, step, batch.slot),
         )
         count = torch.tensor(float(out.num_masked))
         return {
@@ -151,3 +176,44 @@ class PretrainTask:
     def schedule_metrics(self, step: int) -> dict[str, float]:
         """The Gumbel temperature of the step."""
         return {"temperature": temperature(self.config.model.temperature, step - 1)}
+
+    def progress(self, amount: float) -> dict[str, float]:
+        """Samples as hours of audio."""
+        return {"audio_hours": amount / SAMPLE_RATE / 3600}
+
+    def readings(self, record: Record) -> list[Reading]:
+        """Chance level, code collapse and a leak of the answer."""
+        warmup = warmup_steps(self.config.schedule, self.config.loop.max_steps)
+        return contrastive_readings(self.config.alarms, self.config.model, warmup, record)
+
+
+def contrastive_readings(
+    config: AlarmConfig, model: Wav2Vec2Config, warmup: int, record: Record
+) -> list[Reading]:
+    """What a record of metrics says about learning to tell the masked frames apart."""
+    if not record["num_masked"]:
+        return []
+    step, bits = int(record["step"]), float(record["contrastive_loss"])
+    armed = step > warmup + config.grace_steps
+    chance = math.log2(1 + model.num_distractors) - config.chance_margin
+    accuracy, most = float(record["accuracy"]), config.max_accuracy
+    leak = accuracy > most and step < config.early_steps
+    longer = (
+        "lower schedule.peak_lr (see `w2v2dist paper`), warm up longer, or raise "
+        "alarms.grace_steps where the model only needs more time"
+    )
+    silent = "look for silent or repeated audio, from which the answer can be told"
+    out = [
+        Reading("chance_level", bits, chance, armed and bits > chance, longer),
+        Reading("early_accuracy", accuracy, most, leak, silent),
+    ]
+    if model.quantize_targets or model.quantize_inputs:
+        num_codes = model.num_codebooks * model.num_codebook_entries
+        few = model.num_codebooks + config.min_code_usage * (num_codes - model.num_codebooks)
+        used = float(record["code_perplexity"])
+        spread = (
+            "raise model.diversity_weight, lower schedule.peak_lr, or let the temperature fall "
+            "more slowly"
+        )
+        out.append(Reading("code_collapse", used, few, armed and used < few, spread))
+    return out

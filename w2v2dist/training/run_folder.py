@@ -8,44 +8,20 @@ import fcntl
 import json
 import os
 import platform
-import re
 import time
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from w2v2dist import __version__
-from w2v2dist.config import ConfigError, diff, merge, read_yaml, to_dict, to_yaml
-from w2v2dist.data.loader import Batch
-from w2v2dist.runtime.logging import DISK_FULL, append_jsonl, read_jsonl
-
-# Keys of a run that may differ when it is resumed: they change neither numbers nor data
-MAY_CHANGE = (
-    "run_dir",
-    "loop.log_every",
-    "loop.validate_every",
-    "loop.save_every",
-    "loop.keep_last",
-    "loop.keep_every",
-    "loop.async_save",
-    "loop.log_samples",
-    "loop.num_threads",
-    "loop.timeout_s",
-    "loop.stall_timeout_s",
-    "engine.zero_stage",
-    "model.activation_checkpointing",
-    "data.train",
-    "data.valid",
-    "data.num_workers",
-    "data.prefetch",
-    "data.max_bad_samples",
-    "data.read_retries",
-    "data.read_timeout_s",
-    "data.on_read_error",
-)
+from w2v2dist.config import ConfigError, changeable, diff, merge, read_yaml, to_dict, to_yaml
+from w2v2dist.data.batch import Batch
+from w2v2dist.runtime.distributed import World
+from w2v2dist.runtime.logging import DISK_FULL, RunLogger, append_jsonl, read_jsonl
+from w2v2dist.runtime.watchdog import Watchdog
 
 
 class InUseError(RuntimeError):
@@ -99,13 +75,66 @@ def holder(run_dir: Path) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run in progress, as one of its processes has it: what makes it this run, and its logs."""
+
+    config: Any  # a TrainingConfig
+    fingerprint: str  # of its data
+    world: World
+    logger: RunLogger
+    watchdog: Watchdog
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run_dir)
+
+    def meta(self) -> dict[str, Any]:
+        """What every checkpoint says of its run."""
+        config = to_dict(self.config)
+        return {"version": __version__, "index_fingerprint": self.fingerprint, "config": config}
+
+    def check(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Raise ConfigError where a checkpoint is of other data or another run's configuration."""
+        if meta["index_fingerprint"] != self.fingerprint:
+            raise ConfigError(
+                f"{folder} was trained on shards with fingerprint {meta['index_fingerprint']} "
+                f"but data.train has {self.fingerprint}: use the same shards, or another "
+                "run_dir for a new run"
+            )
+        if lines := refused_changes(self.config, meta["config"]):
+            raise ConfigError(
+                f"{folder} is a checkpoint of another configuration:\n{lines}\nmove it out of "
+                "run_dir, or continue the run that it belongs to"
+            )
+
+
+@contextlib.contextmanager
+def opened(config: Any, fingerprint: str, world: World) -> Iterator[Run]:
+    """The run folder of a configuration, held for this job; collective. Raises InUseError, and
+    ConfigError where it is another run's."""
+    run_dir = Path(config.run_dir)
+    with contextlib.ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(locked(run_dir))
+            prepare_run_folder(config, fingerprint)
+        world.barrier()
+        logger = RunLogger(run_dir, enabled=world.is_main)
+        stack.callback(logger.close)
+        stacks = run_dir / "logs" / f"stacks-{world.rank:05d}.txt"
+        watchdog = Watchdog(stacks, config.loop.stall_timeout_s)
+        stack.callback(watchdog.close)
+        yield Run(config, fingerprint, world, logger, watchdog)
+
+
 def refused_changes(config: Any, old: dict[str, Any]) -> str:
     """A line for every key that differs from `old` and may not; "" where there is none."""
     # A key that an older version did not have had its default
     defaults = to_dict(type(config)(run_dir=config.run_dir))
     changed = diff(merge(defaults, old), to_dict(config))
-    may = {*MAY_CHANGE, *(k for k in changed if k.startswith("alarms."))}
-    refused = {k: v for k, v in changed.items() if k not in may}
+    may = changeable(type(config))
+    refused = {k: v for k, v in changed.items() if k not in may and k.split(".")[0] not in may}
     return "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
 
 
@@ -117,11 +146,10 @@ def prepare_run_folder(config: Any, fingerprint: str) -> None:
     if resolved.exists() and (lines := refused_changes(config, read_yaml(resolved))):
         raise ConfigError(
             f"{run_dir} is a run with another configuration:\n{lines}\nuse another run_dir "
-            f"for a new run, or the "
-            "old values to continue this one (docs/resume.md lists the keys that may change)"
+            "for a new run, or the old values to continue this one (docs/resume.md lists the keys "
+            "that may change)"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "logs").mkdir(exist_ok=True)
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     temporary = run_dir / ".config.yaml.tmp"
     temporary.write_text(to_yaml(config), encoding="utf-8")
     temporary.replace(resolved)
@@ -145,39 +173,15 @@ def attempt(run_dir: Path, step: int) -> dict[str, int]:
     return {"attempt": len(starts) + 1, "lost_steps": max([0, *(s - step for s in steps)])}
 
 
-def sample_record(batch: Batch) -> dict[str, Any]:
-    """What one slot used at one step, as `w2v2dist batches` prints it."""
-    masked = None if batch.mask is None else round(float(batch.mask.float().mean()), 6)
-    return {
-        "step": batch.step,
-        "slot": batch.slot,
-        "keys": batch.keys,
-        "speeds": batch.speeds,  # starts and numbers of samples are those at this speed
-        "starts": batch.starts,
-        "num_samples": batch.lengths,
-        "masked_fraction": masked,
-    }
-
-
-def log_batch(run_dir: Path, rank: int, batch: Batch, *, samples: bool) -> None:
+def log_batch(run: Run, batch: Batch, *, samples: bool) -> None:
     """Append what a slot used (where `samples`) and what it had to skip to the logs of a rank."""
-    logs = run_dir / "logs"
+    logs, rank, where = run.path / "logs", run.world.rank, {"step": batch.step, "slot": batch.slot}
     try:
-        if samples and batch.keys:
-            append_jsonl(logs / f"samples-{rank:05d}.jsonl", sample_record(batch))
+        if samples and batch.used is not None:
+            append_jsonl(logs / f"samples-{rank:05d}.jsonl", {**where, **batch.used})
         for bad in batch.bad:
-            record = {"event": "sample_skipped", "step": batch.step, "slot": batch.slot, **bad}
+            record = {"event": "sample_skipped", **where, **bad}
             append_jsonl(logs / f"skipped-{rank:05d}.jsonl", record)
     except OSError as error:  # a full disk costs lines of logs, not the run
         if error.errno not in DISK_FULL:
             raise
-
-
-def most_frequent_fault(run_dir: Path) -> str:
-    """Why most utterances were skipped and in which shard most of them lie, with their numbers."""
-    logs = sorted((run_dir / "logs").glob("skipped-*.jsonl"))
-    skipped = {r["key"]: r for log in logs for r in read_jsonl(log)}.values()
-    said = {"the most frequent reason": Counter(re.sub(r"\d+", "…", r["reason"]) for r in skipped)}
-    said["the worst shard"] = Counter(Path(r["shard"]).name for r in skipped if "shard" in r)
-    tops = [(what, *counts.most_common(1)[0]) for what, counts in said.items() if counts]
-    return ", ".join(f"{what} is {top!r} ({count} of {len(skipped)})" for what, top, count in tops)

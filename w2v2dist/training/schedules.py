@@ -1,11 +1,52 @@
-"""Learning rate and Gumbel temperature as pure functions of the step (one step = one optimizer
-update)."""
+"""What happens when: how long a training is, what is due at a step, and the learning rate (one step
+is one optimizer update)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from typing import Literal
+
+from w2v2dist.config import may_change
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long to train, and how often (in steps) to log, validate and save."""
+
+    max_steps: int = 400_000
+    log_every: int = may_change(100)
+    validate_every: int = may_change(5_000)
+    save_every: int = may_change(5_000)
+    keep_last: int = may_change(3)  # checkpoints, besides latest and best
+    # Checkpoints of a multiple of so many steps are kept for ever; 0: none
+    keep_every: int = may_change(0)
+    # Training waits for a copy in host memory only, not for the disk
+    async_save: bool = may_change(True)
+    log_samples: bool = may_change(False)  # logs/samples-RANK.jsonl: what every step used
+    num_threads: int = may_change(0)  # of a process on the CPU; 0 leaves the choice to torch
+    timeout_s: int = may_change(1800)  # of a collective operation
+    # A process without progress for so long ends, and logs/stacks-* say where it was; 0: never
+    stall_timeout_s: int = may_change(1800)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "keep_last",
+            "timeout_s",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        for name in ("stall_timeout_s", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 0")
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether what is done every so many steps, and at the last, is done after this one."""
+        return step % every == 0 or step == self.max_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,21 +98,3 @@ def learning_rate(config: ScheduleConfig, step: int, max_steps: int) -> float:
         return config.peak_lr
     progress = min(1.0, (step - warmup - hold) / decay)
     return config.peak_lr * math.exp(math.log(config.final_scale) * progress)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TemperatureConfig:
-    """Gumbel temperature: max(floor, start * decay ** updates) (section 4.2 of the paper)."""
-
-    start: float = 2.0
-    floor: float = 0.5
-    decay: float = 0.999995
-
-    def __post_init__(self) -> None:
-        if not 0 < self.floor <= self.start:
-            raise ValueError(f"floor is {self.floor} but must be in (0, start = {self.start}]")
-
-
-def temperature(config: TemperatureConfig, num_updates: int) -> float:
-    """Temperature after `num_updates` finished updates (0 during the first one)."""
-    return max(config.floor, config.start * config.decay**num_updates)

@@ -1,0 +1,79 @@
+"""Settings of the data: which shards, and how micro-batches are made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from w2v2dist.config import may_change
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Shards and micro-batches. Audio lengths are in samples at 16 kHz."""
+
+    train: str | None = may_change(None)  # folder with index.json; several separated by commas
+    valid: str | None = may_change(None)
+    virtual_world_size: int = 64  # micro-batches (slots) of one step, on any number of GPUs
+    max_samples_per_slot: int = 1_400_000
+    # Pre-training crops to it; fine-tuning leaves longer utterances out
+    max_crop: int = 250_000
+    min_samples: int = 32_000  # shorter utterances are left out
+    crop_multiple: int = 1  # crops are rounded down to a multiple of it: fewer shapes
+    # An utterance is played at one of these speeds, drawn for each epoch (1.1: shorter and higher);
+    # the limits on its length hold at all of them
+    speed_perturbation: tuple[float, ...] = (1.0,)
+    normalize: bool = False  # utterances to zero mean and unit variance
+    shuffle_window: int = 10_000  # utterances
+    num_workers: int = may_change(4)
+    prefetch: int = may_change(4)
+    # More utterances than these that cannot be used stop the run
+    max_bad_samples: int = may_change(100)
+    # A read that fails (an I/O error, a vanished or cut shard) is tried again after 0.1, 0.2, 0.4 …
+    # s; one without an answer for read_timeout_s has failed (0: wait for ever) and is tried once
+    # more. Keep some such reads together under loop.stall_timeout_s.
+    read_retries: int = may_change(5)
+    read_timeout_s: float = may_change(60.0)
+    # skip: one utterance; it counts as bad
+    on_read_error: Literal["skip", "stop"] = may_change("skip")
+    tokens: Literal["letters", "phones"] = "letters"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "virtual_world_size",
+            "max_crop",
+            "min_samples",
+            "crop_multiple",
+            "shuffle_window",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.max_crop > self.max_samples_per_slot:
+            raise ValueError(
+                f"max_crop is {self.max_crop} but must be at most max_samples_per_slot "
+                f"({self.max_samples_per_slot}): one utterance has to fit into a micro-batch"
+            )
+        if self.min_samples > self.max_crop:
+            raise ValueError(
+                f"min_samples is {self.min_samples} but must be at most max_crop ({self.max_crop})"
+            )
+        for speed in self.speed_perturbation or (0.0,):
+            if not 0.5 <= speed <= 2 or abs(100 * speed - round(100 * speed)) > 1e-6:
+                raise ValueError(
+                    f"speed_perturbation is {list(self.speed_perturbation)} but must list speeds "
+                    f"from 0.5 to 2 in steps of 0.01; [1.0] leaves the audio as it is"
+                )
+        if self.num_workers < 0 or self.prefetch < 1 or self.max_bad_samples < 0:
+            raise ValueError(
+                f"num_workers ({self.num_workers}) and max_bad_samples ({self.max_bad_samples}) "
+                f"must not be negative, and prefetch ({self.prefetch}) must be at least 1"
+            )
+        if self.read_retries < 0 or self.read_timeout_s < 0:
+            raise ValueError(
+                f"read_retries ({self.read_retries}) and read_timeout_s ({self.read_timeout_s}) "
+                f"must not be negative"
+            )
+        if self.crop_multiple > self.min_samples:
+            raise ValueError(
+                f"crop_multiple is {self.crop_multiple} but must be at most min_samples"
+            )

@@ -1,0 +1,148 @@
+"""Shards of speech as a training's source of batches: a pure function of (step, slot, seed)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from w2v2dist.config import ConfigError
+from w2v2dist.data.batch import usage
+from w2v2dist.data.batching import MicroBatch, validation_batches
+from w2v2dist.data.config import DataConfig
+from w2v2dist.data.index import ShardIndex
+from w2v2dist.data.loader import Collate, MicroBatches, iterate, training_items
+from w2v2dist.data.order import DataOrder
+from w2v2dist.data.reader import ShardReader
+
+
+class Draws(Protocol):
+    """What is drawn for the rows of a micro-batch."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(rows, T) bool, True where masked."""
+
+
+class SpeechCollate(Collate, Protocol):
+    """A task's way from utterances to its batch, its draws apart from it."""
+
+    def draw(self, micro: MicroBatch) -> Draws:
+        """The draws of all planned rows, from their lengths alone."""
+
+
+class SpeechSource:
+    """The batches of data.train, and of data.valid as the validation set "valid".
+
+    `collate(seed, train)` makes a task's batches; with `crop`, those of one length. Raises
+    ConfigError or ValueError where shards are not set, cannot be opened or hold too little.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        collate: Callable[[int, bool], SpeechCollate],
+        *,
+        crop: bool,
+        with_labels: bool,
+    ) -> None:
+        self._config, self._seed, self._collate = config, seed, collate
+        self._crop, self._with_labels = crop, with_labels
+        self._index = open_index(config.train, "data.train")
+        self._order = DataOrder(self._index, config, seed, crop)
+        self._valid_index, self.validation = self._open_validation()
+        self.fingerprint = self._index.fingerprint
+
+    def _open_validation(self) -> tuple[ShardIndex | None, dict[str, list[MicroBatch]]]:
+        """Opened before the training, so that a mistake shows at once."""
+        if not self._config.valid:
+            return None, {}
+        index = open_index(self._config.valid, "data.valid")
+        micro = validation_batches(index, self._config, self._crop)
+        if not micro:
+            raise ConfigError(
+                f"data.valid ({self._config.valid}) holds no utterance of data.min_samples = "
+                f"{self._config.min_samples} samples or more: "
+                "give it another folder, or set data.valid=null"
+            )
+        return index, {"valid": micro}
+
+    def check(self) -> None:
+        """Raise ValueError where shards are missing or differ in size; looks at every file."""
+        for index in (self._index, self._valid_index):
+            if index is not None:
+                index.check_shard_sizes()
+
+    def batches(
+        self, steps: Iterable[int], slots: list[int | None], seed: int
+    ) -> Generator[Any, None, None]:
+        """The batches of these slots, step after step, drawn with `seed`; None: an empty slot."""
+        yield from iterate(
+            micro_batches(
+                self._index,
+                self._config,
+                self._collate(seed, True),
+                self._seeded(seed),
+                with_labels=self._with_labels,
+            ),
+            training_items(slots, steps),
+            num_workers=self._config.num_workers,
+            prefetch=self._config.prefetch,
+        )
+
+    def validation_batches(
+        self, name: str, rank: int, world_size: int
+    ) -> Generator[Any, None, None]:
+        """Every `world_size`-th batch of a set; the same number for every rank, some empty."""
+        assert self._valid_index is not None
+        micro = self.validation[name]
+        padded = [*micro, *[None] * (-len(micro) % world_size)]
+        collate = self._collate(self._seed, False)
+        yield from iterate(
+            micro_batches(self._valid_index, self._config, collate, with_labels=self._with_labels),
+            padded[rank::world_size],
+            num_workers=min(self._config.num_workers, 2),
+            prefetch=2,
+        )
+
+    def audit(self, step: int, slot: int, seed: int) -> dict[str, Any]:
+        """What a slot uses at a step (keys, crops, masked fraction), without reading audio."""
+        micro = self._seeded(seed).micro_batch(step, slot)
+        keys = [self._index.key(int(i)) for i in micro.ids]
+        mask = self._collate(seed, True).draw(micro).mask
+        used = usage(micro, keys, list(range(len(keys))), mask)
+        return {"step": step, "slot": slot, **used}
+
+    def _seeded(self, seed: int) -> DataOrder:
+        if seed == self._seed:
+            return self._order
+        return DataOrder(self._index, self._config, seed, self._crop)
+
+
+def open_index(folders: str | None, key: str) -> ShardIndex:
+    """The index that a configuration key names. Raises ConfigError where it is unset."""
+    if not folders:
+        raise ConfigError(
+            f"{key} is not set: build shards with shards/build.py and pass {key}=FOLDER"
+        )
+    return ShardIndex.load_many(folders)
+
+
+def micro_batches(
+    index: ShardIndex,
+    config: DataConfig,
+    collate: Collate,
+    order: DataOrder | None = None,
+    *,
+    with_labels: bool,
+) -> MicroBatches:
+    """The data set of an index, read as the configuration says."""
+    return MicroBatches(
+        ShardReader(index, retries=config.read_retries, timeout_s=config.read_timeout_s),
+        collate,
+        order,
+        with_labels=with_labels,
+        normalized=config.normalize,
+    )

@@ -1,0 +1,41 @@
+"""Open a model by its name, whatever it is a folder or file of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2v2dist import checkpoint
+from w2v2dist.config import from_dict
+from w2v2dist.data.alphabet import Alphabet, alphabet
+from w2v2dist.interop.load import Model
+from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model in evaluation mode with what its audio and its outputs mean."""
+
+    module: Model
+    alphabet: Alphabet | None  # of a CTC model
+    normalize: bool  # whether its audio has zero mean and unit variance
+    tokens: str
+    source: Path  # the step folder
+
+
+def open_model(source: str | Path, which: str | None = None) -> OpenedModel:
+    """The model of a step folder, or of a run folder: its "best" or "latest" checkpoint (default:
+    the best where there is one). Raises CheckpointError."""
+    best = (Path(source) / "checkpoints" / "best").exists()
+    folder = checkpoint.find(Path(source), which or ("best" if best else "latest"))
+    saved: dict[str, Any] = checkpoint.read_meta(folder)["config"]
+    config = from_dict(Wav2Vec2Config, saved["model"], "model.")
+    module: Model = Wav2Vec2ForPretraining(config)
+    letters = None
+    tokens, normalize = saved["data"]["tokens"], saved["data"]["normalize"]
+    if saved["task"] == "finetune":
+        letters = alphabet(tokens)
+        module = Wav2Vec2ForCTC(config, letters.num_tokens)
+    checkpoint.load_into(module, checkpoint.read_parameters(folder), str(folder))
+    return OpenedModel(module.eval(), letters, normalize, tokens, folder)
