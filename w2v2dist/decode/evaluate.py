@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from pathlib import Path
@@ -80,3 +81,28 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
     record = {"checkpoint": source.name, "data": data or config.data.valid, **result}
     (folder / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `w2v2dist evaluate`."""
+    parser.description = """\
+Transcribe shards with a fine-tuned run (greedy) and print its error rates; transcripts and counts
+go to hypotheses.tsv and evaluation.json in the run folder."""
+    parser.epilog = """\
+example:
+  w2v2dist evaluate runs/base_10h --data data/test_clean"""
+    parser.add_argument("run", help="run folder of a fine-tuning")
+    parser.add_argument("--data", help="folder of shards (default: the run's data.valid)")
+    parser.add_argument(
+        "--checkpoint", choices=["best", "latest"], default="best", help="which one (default: best)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the error rates."""
+    result = evaluate(args.run, args.data, args.checkpoint)
+    console.print(
+        f"WER {100 * result['wer']:.2f} %   letter errors {100 * result['cer']:.2f} %   "
+        f"{result['num_utterances']} utterances, {result['seconds'] / 3600:.2f} h   "
+        f"(see {args.run}/hypotheses.tsv)"
+    )

@@ -1,22 +1,17 @@
-"""Runs to checkpoints of other libraries, and those to run folders."""
+"""`w2v2dist export`: a run's model for another library."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from w2v2dist import __version__, checkpoint
-from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
+from w2v2dist import checkpoint
+from w2v2dist.config import from_dict
 from w2v2dist.data.alphabet import tokenizer
-from w2v2dist.data.order import DataConfig
 from w2v2dist.interop import save_fairseq, save_huggingface, save_torchaudio
-from w2v2dist.interop.load import Model, TaskName, read_fairseq, read_huggingface
-from w2v2dist.interop.save import replacing
+from w2v2dist.interop.load import Model
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
-from w2v2dist.tasks.finetune import FinetuneConfig
-from w2v2dist.training.loop import TrainingConfig
+from w2v2dist.runtime.logging import console
 
 
 def export_run(run: str, library: str, output: str, which: str | None = None) -> Path:
@@ -40,48 +35,28 @@ def export_run(run: str, library: str, output: str, which: str | None = None) ->
     return folder
 
 
-def import_checkpoint(
-    source: str,
-    output: str,
-    *,
-    task: TaskName = "pretrain",
-    config_path: str | None = None,
-    trust_pickle: bool = False,
-) -> bool:
-    """Make the run folder `output`, which `pretrained:` of a fine-tuning accepts, from a fairseq
-    file or Hugging Face folder; returns its data.normalize, which the fine-tuning has to share.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `w2v2dist export`."""
+    parser.description = """\
+Write a run's model for another library; a run of any ZeRO stage, no GPU needed."""
+    parser.epilog = """\
+example:
+  w2v2dist export runs/base_10h --format huggingface --output exported/base_10h
 
-    `config_path` is a YAML file whose `model:` (and data.normalize, data.tokens) replace what came
-    with the weights. Raises FileNotFoundError, and ValueError where the checkpoint is not of
-    `task`, does not fit, or is on tokens that are not ours.
-    """
-    read = read_huggingface if Path(source).is_dir() else read_fairseq
-    foreign = read(source, trust_pickle)
-    given = read_yaml(config_path) if config_path else {}
-    checked = from_dict(FinetuneConfig, {**given, "task": "finetune", "run_dir": output})
-    model = foreign.model(checked.model if given.get("model") else None, task)
-    data: dict[str, Any] = {"normalize": foreign.normalize, "tokens": foreign.tokens}
-    data |= {key: getattr(checked.data, key) for key in data if key in (given.get("data") or {})}
-    if data["normalize"] is None:
-        raise ConfigError(
-            f"{source} does not say whether its audio was normalised (preprocessor_config.json): "
-            "say so with --config, a YAML file with `data: {normalize: true}` (as models with "
-            "layer norm in the feature encoder have it) or false"
-        )
-    if task == "finetune" and data["tokens"] is None:
-        raise ConfigError(
-            f"{source} is not known to be on letters or phones in the order of w2v2dist: if it is, "
-            "say so with --config, a YAML file with `data: {tokens: letters}`"
-        )
-    known = {key: value for key, value in data.items() if value is not None}
-    kind = FinetuneConfig if task == "finetune" else TrainingConfig
-    config = kind(run_dir=output, model=model.config, data=from_dict(DataConfig, known, "data."))
-    values = {"task": task, **to_dict(config)}
-    meta = {"version": __version__, "imported_from": source, "config": values}
-    with replacing(Path(output), folder=True) as temporary:
-        temporary.mkdir()
-        text = yaml.safe_dump(values, sort_keys=False)
-        (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        (temporary / "checkpoints").mkdir()
-        checkpoint.write_parameters(temporary / "checkpoints", model.state_dict(), meta)
-    return config.data.normalize
+formats:
+  fairseq      PATH is a .pt file with fairseq's keys and configuration
+  huggingface  PATH is a folder for Wav2Vec2ForCTC (or Wav2Vec2ForPreTraining) and
+               Wav2Vec2Processor.from_pretrained
+  torchaudio   PATH is a state dict for torchaudio.models.wav2vec2_model, whose
+               arguments are in PATH.json; of a pre-training run the body alone"""
+    add = parser.add_argument
+    add("run", help="run folder, or one of its checkpoints/step_* folders")
+    add("--format", required=True, choices=["fairseq", "huggingface", "torchaudio"], help="below")
+    add("--output", required=True, metavar="PATH", help="what is written; must be new")
+    add("--checkpoint", choices=["best", "latest"], help="which one (default: best, else latest)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the model."""
+    source = export_run(args.run, args.format, args.output, args.checkpoint)
+    console.print(f"wrote {args.output} from {source}")

@@ -3,6 +3,7 @@ whether the learning rate fits the batch. The numbers are in paper.yaml, each wi
 
 from __future__ import annotations
 
+import argparse
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import yaml
 
 from w2v2dist.config import flatten, parse_overrides, read_yaml, to_dict
 from w2v2dist.data.order import SAMPLE_RATE
+from w2v2dist.runtime.logging import console
+from w2v2dist.tasks.train import config_arguments, read_config
 from w2v2dist.training.loop import TrainingConfig
 
 MUCH = 4  # a batch is much larger from here on
@@ -188,3 +191,24 @@ def show(value: Any, digits: int = 6) -> str:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.{digits}g}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `w2v2dist paper`."""
+    parser.description = """\
+Compare a configuration with the paper and fairseq's released files: audio hours a step, a warning
+where the learning rate belongs to a much larger batch, every deviation with its reason."""
+    parser.epilog = """\
+example:
+  w2v2dist paper configs/base_ls960.yaml data.virtual_world_size=1"""
+    config_arguments(parser)
+    parser.add_argument(
+        "--reference", help="for example base_ls960 (default: the most similar one)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the comparison."""
+    config = read_config(args.config, args.overrides)
+    for line in compare(config, args.config, args.overrides, args.reference):
+        console.print(line, markup=False)
