@@ -1,10 +1,12 @@
 """The console script: which commands there are. What one takes and does stands in its module:
-`add_arguments(parser)` and `run(args)`, which returns the exit status (None: 0)."""
+`add_arguments(parser)`, and `run(args)`, whose docstring is the help, with an example. It returns
+the exit status (None: 0)."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 from types import ModuleType
 
@@ -49,8 +51,12 @@ def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     """The module of the command, the only one that is imported, and the arguments for its `run`."""
     name = _overview().parse_args(argv[:1]).command
     command = importlib.import_module(f"w2v2dist.{MODULES[name]}")
+    description, _, example = (inspect.getdoc(command.run) or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog=f"w2v2dist {name}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"w2v2dist {name}",
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
     # key=value may stand before or after the options

@@ -84,13 +84,7 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist evaluate`."""
-    parser.description = """\
-Transcribe shards with a fine-tuned run (greedy) and print its error rates; transcripts and counts
-go to hypotheses.tsv and evaluation.json in the run folder."""
-    parser.epilog = """\
-example:
-  w2v2dist evaluate runs/base_10h --data data/test_clean"""
+    """What `w2v2dist evaluate` takes."""
     parser.add_argument("run", help="run folder of a fine-tuning")
     parser.add_argument("--data", help="folder of shards (default: the run's data.valid)")
     parser.add_argument(
@@ -99,7 +93,12 @@ example:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the error rates."""
+    """Transcribe shards with a fine-tuned run (greedy) and print its error rates; the
+    transcripts go to RUN/hypotheses.tsv, the counts to RUN/evaluation.json.
+
+    example:
+      w2v2dist evaluate runs/base_10h --data data/test_clean
+    """
     result = evaluate(args.run, args.data, args.checkpoint)
     console.print(
         f"WER {100 * result['wer']:.2f} %   letter errors {100 * result['cer']:.2f} %   "

@@ -36,19 +36,7 @@ def export_run(run: str, library: str, output: str, which: str | None = None) ->
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist export`."""
-    parser.description = """\
-Write a run's model for another library; a run of any ZeRO stage, no GPU needed."""
-    parser.epilog = """\
-example:
-  w2v2dist export runs/base_10h --format huggingface --output exported/base_10h
-
-formats:
-  fairseq      PATH is a .pt file with fairseq's keys and configuration
-  huggingface  PATH is a folder for Wav2Vec2ForCTC (or Wav2Vec2ForPreTraining) and
-               Wav2Vec2Processor.from_pretrained
-  torchaudio   PATH is a state dict for torchaudio.models.wav2vec2_model, whose
-               arguments are in PATH.json; of a pre-training run the body alone"""
+    """What `w2v2dist export` takes."""
     add = parser.add_argument
     add("run", help="run folder, or one of its checkpoints/step_* folders")
     add("--format", required=True, choices=["fairseq", "huggingface", "torchaudio"], help="below")
@@ -57,6 +45,17 @@ formats:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the model."""
+    """Write a run's model for another library; a run of any ZeRO stage, no GPU needed.
+
+    example:
+      w2v2dist export runs/base_10h --format huggingface --output exported/base_10h
+
+    formats:
+      fairseq      PATH is a .pt file with fairseq's keys and configuration
+      huggingface  PATH is a folder for Wav2Vec2ForCTC (or Wav2Vec2ForPreTraining) and
+                   Wav2Vec2Processor.from_pretrained
+      torchaudio   PATH is a state dict for torchaudio.models.wav2vec2_model, whose
+                   arguments are in PATH.json; of a pre-training run the body alone
+    """
     source = export_run(args.run, args.format, args.output, args.checkpoint)
     console.print(f"wrote {args.output} from {source}")

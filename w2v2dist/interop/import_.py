@@ -75,13 +75,7 @@ def import_checkpoint(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist import`."""
-    parser.description = """\
-Make a run folder from a checkpoint of fairseq or Hugging Face, to be fine-tuned."""
-    parser.epilog = """\
-example:
-  w2v2dist import wav2vec_small.pt --output runs/imported_base
-  w2v2dist train configs/finetune/base_10h.yaml pretrained=runs/imported_base"""
+    """What `w2v2dist import` takes."""
     add = parser.add_argument
     add("source", help=".pt of fairseq, or folder of Hugging Face (config.json, model.safetensors)")
     add("--output", required=True, metavar="DIR", help="run folder to make; must be new")
@@ -102,7 +96,12 @@ example:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the run folder."""
+    """Make a run folder from a checkpoint of fairseq or Hugging Face, to be fine-tuned.
+
+    example:
+      w2v2dist import wav2vec_small.pt --output runs/imported_base
+      w2v2dist train configs/finetune/base_10h.yaml pretrained=runs/imported_base
+    """
     normalize = import_checkpoint(
         args.source,
         args.output,

@@ -49,18 +49,16 @@ def print_batches(config_path: str, overrides: list[str], step: int, slot: int |
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist batches`."""
-    parser.description = """\
-Print the samples of a step (keys, speeds, crops, mask fractions), one JSON line a slot, without
-reading audio: what a run used, whatever happened to it, or will use."""
-    parser.epilog = """\
-example:
-  w2v2dist batches configs/tiny_pretrain.yaml data.train=demo/shards/train --step 7"""
+    """What `w2v2dist batches` takes."""
     config_arguments(parser)
     parser.add_argument("--step", type=int, required=True, help="update, 1 is the first")
     parser.add_argument("--slot", type=int, help="one slot only (default: all)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the slots."""
+    """Print the samples of a step (keys, crops, mask fractions) without reading audio.
+
+    example:
+      w2v2dist batches configs/tiny_pretrain.yaml data.train=demo/shards/train --step 7
+    """
     print_batches(args.config, args.overrides, args.step, args.slot)

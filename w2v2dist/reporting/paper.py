@@ -194,13 +194,7 @@ def show(value: Any, digits: int = 6) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist paper`."""
-    parser.description = """\
-Compare a configuration with the paper and fairseq's released files: audio hours a step, a warning
-where the learning rate belongs to a much larger batch, every deviation with its reason."""
-    parser.epilog = """\
-example:
-  w2v2dist paper configs/base_ls960.yaml data.virtual_world_size=1"""
+    """What `w2v2dist paper` takes."""
     config_arguments(parser)
     parser.add_argument(
         "--reference", help="for example base_ls960 (default: the most similar one)"
@@ -208,7 +202,12 @@ example:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the comparison."""
+    """Compare a configuration with the paper and fairseq's released files: audio hours a
+    step, a warning where the learning rate belongs to a much larger batch, every deviation.
+
+    example:
+      w2v2dist paper configs/base_ls960.yaml data.virtual_world_size=1
+    """
     config = read_config(args.config, args.overrides)
     for line in compare(config, args.config, args.overrides, args.reference):
         console.print(line, markup=False)

@@ -303,11 +303,7 @@ def _image(figure: Figure, description: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist report`."""
-    parser.description = "Write report.html with the curves of one or more runs."
-    parser.epilog = """\
-example:
-  w2v2dist report runs/base_ls960"""
+    """What `w2v2dist report` takes."""
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument(
         "--output", type=Path, help="file (default: RUN/report.html of the first run)"
@@ -315,6 +311,10 @@ example:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the page."""
+    """Write report.html with the curves of one or more runs.
+
+    example:
+      w2v2dist report runs/base_ls960
+    """
     output = args.output or args.runs[0] / "report.html"
     console.print(f"wrote {write_report(args.runs, output)}")

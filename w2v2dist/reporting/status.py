@@ -193,15 +193,14 @@ def format_status(status: dict[str, Any]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist status`."""
-    parser.description = """\
-Print state, progress, speed and lost time of a run that trains, ended or died."""
-    parser.epilog = """\
-example:
-  w2v2dist status runs/base_ls960"""
+    """What `w2v2dist status` takes."""
     parser.add_argument("run", help="run folder")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the status."""
+    """Print state, progress, speed and lost time of a run that trains, ended or died.
+
+    example:
+      w2v2dist status runs/base_ls960
+    """
     print(format_status(read_status(args.run)))

@@ -62,19 +62,18 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `w2v2dist train`."""
-    parser.description = """\
-Train one rank, under any launcher that sets RANK and WORLD_SIZE (one process where none does).
-The same command resumes the run."""
-    parser.epilog = """\
-example:
-  torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml \\
-    data.train=demo/shards/train data.valid=demo/shards/valid"""
+    """What `w2v2dist train` takes."""
     config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; a failure that may have passed when the job runs again is no mistake of the user."""
+    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes
+    the run.
+
+    example:
+      torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml \\
+        data.train=demo/shards/train data.valid=demo/shards/valid
+    """
     from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.training.run_folder import InUseError
 
