@@ -21,9 +21,9 @@ import torch
 from torch.multiprocessing import spawn
 
 from w2v2dist import checkpoint
-from w2v2dist.cli import read_config
 from w2v2dist.model import Wav2Vec2ForPretraining
 from w2v2dist.runtime.distributed import World, free_port
+from w2v2dist.tasks.train import read_config
 from w2v2dist.training.engine import Engine, EngineConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from w2v2dist.cli import read_config
 from w2v2dist.model import (
     Wav2Vec2Config,
     Wav2Vec2ForPretraining,
     distractor_positions,
     span_mask,
 )
+from w2v2dist.tasks.train import read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Configuration, rows and samples a row

@@ -34,16 +34,17 @@ import torch
 from shards.build import BYTES_PER_SECOND
 from shards.build import main as build_main
 from w2v2dist.cli import main as cli_main
-from w2v2dist.cli import read_config
 from w2v2dist.data.audio import SAMPLE_RATE
+from w2v2dist.data.config import DataConfig
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.index_writer import ShardEntry, write_index
 from w2v2dist.data.loader import iterate, training_items
-from w2v2dist.data.order import DataConfig, DataOrder
+from w2v2dist.data.order import DataOrder
 from w2v2dist.jobs.local import run_local
 from w2v2dist.jobs.plan import FLAC_BYTES_PER_HOUR
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.tasks.train import read_config
 
 ROOT = Path(__file__).parents[1]
 NUM_SPEAKERS = 7_400

@@ -72,9 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from w2v2dist.cli import read_config  # late: --help need not wait for torch
     from w2v2dist.jobs.cluster import TrainJob, make_executor
     from w2v2dist.runtime.distributed import VirtualRanks
+    from w2v2dist.tasks.train import read_config  # late: --help need not wait for torch
 
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()

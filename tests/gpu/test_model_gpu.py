@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from w2v2dist.cli import read_config
 from w2v2dist.model import (
     Wav2Vec2Config,
     Wav2Vec2ForPretraining,
     distractor_positions,
     span_mask,
 )
+from w2v2dist.tasks.train import read_config
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,4 +1,4 @@
-"""launch/submit.py and the sbatch files on a real Slurm: a preempted job ends as if it were not."""
+"""submit.py and train.sbatch of launch/ on a real Slurm: a preempted job ends as if it were not."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_plain_sbatch_requeues_and_resumes(
         f"--output={run_dir}/%j.out",
     ]
     job_id = cluster.submit(
-        "sbatch", *options, "launch/pretrain.sbatch", str(config), f"run_dir={run_dir}"
+        "sbatch", *options, "launch/train.sbatch", str(config), f"run_dir={run_dir}"
     )
     wait_for_step(cluster, run_dir, 3)
     cluster.command("scancel", "--signal=USR1", job_id)  # as before the time limit

@@ -32,7 +32,7 @@ ARCHITECTURE = (
 
 def load(name: str) -> dict[str, Any]:
     """The resolved values of a configuration file, its dataclass's checks passed."""
-    from w2v2dist.cli import read_config
+    from w2v2dist.tasks.train import read_config
 
     return flatten(to_dict(read_config(str(CONFIGS / f"{name}.yaml"), [])))
 

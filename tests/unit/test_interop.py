@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from w2v2dist import checkpoint
 from w2v2dist.cli import main
-from w2v2dist.config import ConfigError, load_config
+from w2v2dist.config import ConfigError, load_config, read_yaml, to_dict
 from w2v2dist.data.alphabet import tokenizer
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.interop import (
@@ -436,6 +436,17 @@ def test_importing_a_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixt
     config = load_config(FinetuneConfig, Path(output) / "config.yaml")
     assert config.model == GROUP
     assert config.data.tokens == "letters"
+    # What nobody knows of it is not written, and what reads a run folder needs no more
+    assert read_yaml(Path(output) / "config.yaml") == {
+        "task": "finetune",
+        "run_dir": output,
+        "model": to_dict(GROUP),
+        "data": {"normalize": False, "tokens": "letters"},
+    }
+    assert main(["status", output]) == 0
+    assert "checkpoint step 0" in capsys.readouterr().out
+    assert main(["report", output]) == 0
+    assert "(fine-tuning)" in (Path(output) / "report.html").read_text()
     back = make(GROUP, ctc=True)
     nn.init.zeros_(back.token_projection.weight)
     load_pretrained(back, output, "letters")
@@ -464,10 +475,11 @@ def test_configuration_of_a_file_that_carries_none(
         )
     ]  # fmt: skip
     yaml = tmp_path / "ours.yaml"
-    yaml.write_text("task: pretrain\nmodel:\n" + "\n".join(lines) + "\ndata: {normalize: true}\n")
+    ours = "\n".join(lines) + "\ndata: {normalize: true, max_crop: 160_000}\n"
+    yaml.write_text(f"task: pretrain\nloop: {{max_steps: 9}}\nmodel:\n{ours}")  # a training's
     assert main(["import", source, "--output", output, "--config", str(yaml)]) == 0
     saved = checkpoint.read_meta(checkpoint.find(Path(output)))["config"]
-    assert saved["data"]["normalize"] is True
+    assert saved["data"] == {"normalize": True, "tokens": "letters"}
 
 
 def test_mistakes_in_the_configuration_of_an_import(
@@ -476,8 +488,9 @@ def test_mistakes_in_the_configuration_of_an_import(
     source, output = str(tmp_path / "model.pt"), str(tmp_path / "imported")
     save_fairseq(make(GROUP, ctc=False), source)
     for text, message in (
-        ("modle: {num_layers: 7}", "modle"),
-        ("data: {normalise: true}", "data.normalise"),
+        ("modle: {num_layers: 7}", "modle is not a configuration key; did you mean model?"),
+        ("model: {num_layer: 7}", "model.num_layer is not a configuration key; did you mean"),
+        ("data: {normalise: true}", "data.normalise is not a configuration key; did you mean"),
         ("data: [1]", "data is [1] but must be a mapping"),
         ("model: [1]", "model is [1] but must be a mapping"),
     ):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from w2v2dist.cli import main, read_config
+from w2v2dist.cli import main
 from w2v2dist.config import flatten, to_dict
 from w2v2dist.reporting.paper import compare, references, show, written_reasons
+from w2v2dist.tasks.train import read_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [*references("pretrain"), *references("finetune")]

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from launch.submit import main, parse_minutes, parse_nodes
-from w2v2dist.cli import read_config
 from w2v2dist.config import ConfigError, from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig, make_executor
 from w2v2dist.jobs.local import run_local
 from w2v2dist.jobs.plan import activation_bytes, count_parameters, make_plan, slot_flops
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
+from w2v2dist.tasks.train import read_config
 
 ROOT = Path(__file__).parents[2]
 BASE, LARGE = str(ROOT / "configs/base_ls960.yaml"), str(ROOT / "configs/large_lv60k.yaml")

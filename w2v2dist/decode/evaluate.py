@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from dataclasses import dataclass
@@ -118,3 +119,27 @@ def _transcribe(
             lines += zip(batch.keys, batch.texts, texts, strict=True)
             seconds += batch.amount / SAMPLE_RATE
     return lines, num_bad, seconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist evaluate` takes."""
+    parser.add_argument("run", help="run folder of a fine-tuning")
+    parser.add_argument("--data", help="folder of shards (default: the run's data.valid)")
+    parser.add_argument(
+        "--checkpoint", choices=["best", "latest"], default="best", help="which one (default: best)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Transcribe shards with a fine-tuned run (greedy) and print its error rates; the
+    transcripts go to RUN/hypotheses.tsv, the counts to RUN/evaluation.json.
+
+    example:
+      w2v2dist evaluate runs/base_10h --data data/test_clean
+    """
+    result = evaluate(args.run, args.data, args.checkpoint)
+    console.print(
+        f"WER {100 * result['wer']:.2f} %   letter errors {100 * result['cer']:.2f} %   "
+        f"{result['num_utterances']} utterances, {result['seconds'] / 3600:.2f} h   "
+        f"(see {args.run}/hypotheses.tsv)"
+    )

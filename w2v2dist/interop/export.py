@@ -1,87 +1,49 @@
-"""Runs to checkpoints of other libraries, and those to run folders."""
+"""`w2v2dist export`: a run's model for another library."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from w2v2dist import __version__, checkpoint
-from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
-from w2v2dist.data.alphabet import alphabet
-from w2v2dist.data.order import DataConfig
 from w2v2dist.interop import save_fairseq, save_huggingface, save_torchaudio
-from w2v2dist.interop.load import Model, TaskName, read_fairseq, read_huggingface
-from w2v2dist.interop.save import replacing
-from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
-from w2v2dist.tasks.finetune import FinetuneConfig
-from w2v2dist.training.loop import TrainingConfig
+from w2v2dist.interop.open import open_model
+from w2v2dist.runtime.logging import console
 
 
 def export_run(run: str, library: str, output: str, which: str | None = None) -> Path:
     """Write the model of a run folder (its best checkpoint, else its latest) or step folder for
     "fairseq", "huggingface" or "torchaudio"; returns the step folder. Raises CheckpointError, and
     ValueError where the library cannot hold the model or `output` exists."""
-    best = (Path(run) / "checkpoints" / "best").exists()
-    folder = checkpoint.find(Path(run), which or ("best" if best else "latest"))
-    saved = checkpoint.read_meta(folder)["config"]
-    config = from_dict(Wav2Vec2Config, saved["model"], "model.")
-    tokens, normalize = saved["data"]["tokens"], saved["data"]["normalize"]
-    model: Model = Wav2Vec2ForPretraining(config)
-    if saved["task"] == "finetune":
-        model = Wav2Vec2ForCTC(config, alphabet(tokens).num_tokens)
-    checkpoint.load_into(model, checkpoint.read_parameters(folder), str(folder))
+    opened = open_model(run, which)
     if library == "torchaudio":
-        save_torchaudio(model, output)
+        save_torchaudio(opened.module, output)
     else:
         save = {"fairseq": save_fairseq, "huggingface": save_huggingface}[library]
-        save(model, output, normalize=normalize, tokens=tokens)
-    return folder
+        save(opened.module, output, normalize=opened.normalize, tokens=opened.tokens)
+    return opened.source
 
 
-def import_checkpoint(
-    source: str,
-    output: str,
-    *,
-    task: TaskName = "pretrain",
-    config_path: str | None = None,
-    trust_pickle: bool = False,
-) -> bool:
-    """Make the run folder `output`, which `pretrained:` of a fine-tuning accepts, from a fairseq
-    file or Hugging Face folder; returns its data.normalize, which the fine-tuning has to share.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist export` takes."""
+    add = parser.add_argument
+    add("run", help="run folder, or one of its checkpoints/step_* folders")
+    add("--format", required=True, choices=["fairseq", "huggingface", "torchaudio"], help="below")
+    add("--output", required=True, metavar="PATH", help="what is written; must be new")
+    add("--checkpoint", choices=["best", "latest"], help="which one (default: best, else latest)")
 
-    `config_path` is a YAML file whose `model:` (and data.normalize, data.tokens) replace what came
-    with the weights. Raises FileNotFoundError, and ValueError where the checkpoint is not of
-    `task`, does not fit, or is on tokens that are not ours.
+
+def run(args: argparse.Namespace) -> None:
+    """Write a run's model for another library; a run of any ZeRO stage, no GPU needed.
+
+    example:
+      w2v2dist export runs/base_10h --format huggingface --output exported/base_10h
+
+    formats:
+      fairseq      PATH is a .pt file with fairseq's keys and configuration
+      huggingface  PATH is a folder for Wav2Vec2ForCTC (or Wav2Vec2ForPreTraining) and
+                   Wav2Vec2Processor.from_pretrained
+      torchaudio   PATH is a state dict for torchaudio.models.wav2vec2_model, whose
+                   arguments are in PATH.json; of a pre-training run the body alone
     """
-    read = read_huggingface if Path(source).is_dir() else read_fairseq
-    foreign = read(source, trust_pickle)
-    given = read_yaml(config_path) if config_path else {}
-    checked = from_dict(FinetuneConfig, {**given, "task": "finetune", "run_dir": output})
-    model = foreign.model(checked.model if given.get("model") else None, task)
-    data: dict[str, Any] = {"normalize": foreign.normalize, "tokens": foreign.tokens}
-    data |= {key: getattr(checked.data, key) for key in data if key in (given.get("data") or {})}
-    if data["normalize"] is None:
-        raise ConfigError(
-            f"{source} does not say whether its audio was normalised (preprocessor_config.json): "
-            "say so with --config, a YAML file with `data: {normalize: true}` (as models with "
-            "layer norm in the feature encoder have it) or false"
-        )
-    if task == "finetune" and data["tokens"] is None:
-        raise ConfigError(
-            f"{source} is not known to be on letters or phones in the order of w2v2dist: if it is, "
-            "say so with --config, a YAML file with `data: {tokens: letters}`"
-        )
-    known = {key: value for key, value in data.items() if value is not None}
-    kind = FinetuneConfig if task == "finetune" else TrainingConfig
-    config = kind(run_dir=output, model=model.config, data=from_dict(DataConfig, known, "data."))
-    values = {"task": task, **to_dict(config)}
-    meta = {"version": __version__, "imported_from": source, "config": values}
-    with replacing(Path(output), folder=True) as temporary:
-        temporary.mkdir()
-        text = yaml.safe_dump(values, sort_keys=False)
-        (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        (temporary / "checkpoints").mkdir()
-        checkpoint.write_parameters(temporary / "checkpoints", model.state_dict(), meta)
-    return config.data.normalize
+    source = export_run(args.run, args.format, args.output, args.checkpoint)
+    console.print(f"wrote {args.output} from {source}")

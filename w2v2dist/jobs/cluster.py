@@ -19,6 +19,7 @@ import submitit
 from submitit.helpers import Checkpointable
 
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
+from w2v2dist.tasks.train import read_config, train
 
 EXIT_CONFIG = 2  # a mistake in the configuration: running again cannot help
 WAIT_FOR_SLURM_S = 600  # for Slurm to end a job that has saved: longer than a usual GraceTime
@@ -81,18 +82,17 @@ class TrainJob(Checkpointable):
         try:
             # On every rank: stock submitit acts on rank 0 alone, and at once
             with PreemptionFlag().installed() as flag:
-                # Late: a signal during the seconds that this import takes must not be lost
-                from w2v2dist.cli import train
-
                 outcome = train(self.config_path, list(self.overrides), flag)
         except (ValueError, FileNotFoundError) as error:  # a mistake of the user
             print(f"error: {error}", file=sys.stderr)
             record = environment.paths.folder / f"{environment.job_id}.error"
             record.write_text(f"{error}\n", encoding="utf-8")
             raise SystemExit(EXIT_CONFIG) from None
-        if outcome == "preempted":
-            _hand_over(environment, flag.signal_number, requeue)
-        return outcome
+        from w2v2dist.training.loop import Preempted  # late, as in `train`
+
+        if isinstance(outcome, Preempted):
+            _hand_over(environment, outcome.signal_number, requeue)
+        return "finished"
 
 
 def _hand_over(environment: submitit.JobEnvironment, signal_number: int, requeue: Any) -> None:
@@ -184,9 +184,7 @@ def _setup(cluster: ClusterConfig, run_dir: Path, nodes: str) -> list[str]:
 
 
 def _print_functions(min_nodes: str, no_kill: str, config: str, *overrides: str) -> None:
-    """`job_functions` for the sbatch files, whose only knowledge of the run is its command."""
-    from w2v2dist.cli import read_config
-
+    """`job_functions` for launch/train.sbatch, which knows no more of the run than its command."""
     try:
         run_dir = Path(read_config(config, list(overrides)).run_dir)
     except ValueError as error:
@@ -195,7 +193,7 @@ def _print_functions(min_nodes: str, no_kill: str, config: str, *overrides: str)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--functions":  # launch/*.sbatch
+    if sys.argv[1] == "--functions":  # launch/train.sbatch
         _print_functions(*sys.argv[2:])
     else:  # one rank of w2v2dist.jobs.local: CONFIG [key=value ...]
         TrainJob(sys.argv[1], tuple(sys.argv[2:]))()

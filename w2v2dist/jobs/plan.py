@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from w2v2dist.data.order import SAMPLE_RATE
+from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.tasks.finetune import FinetuneConfig

@@ -3,6 +3,7 @@ whether the learning rate fits the batch. The numbers are in paper.yaml, each wi
 
 from __future__ import annotations
 
+import argparse
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from w2v2dist.config import flatten, parse_overrides, read_yaml, to_dict
-from w2v2dist.data.order import SAMPLE_RATE
-from w2v2dist.training.loop import TrainingConfig
+from w2v2dist.data.audio import SAMPLE_RATE
+from w2v2dist.runtime.logging import console
+from w2v2dist.tasks.train import config_arguments, read_config
+from w2v2dist.training.config import TrainingConfig
 
 MUCH = 4  # a batch is much larger from here on
 
@@ -188,3 +191,23 @@ def show(value: Any, digits: int = 6) -> str:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.{digits}g}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist paper` takes."""
+    config_arguments(parser)
+    parser.add_argument(
+        "--reference", help="for example base_ls960 (default: the most similar one)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare a configuration with the paper and fairseq's released files: audio hours a
+    step, a warning where the learning rate belongs to a much larger batch, every deviation.
+
+    example:
+      w2v2dist paper configs/base_ls960.yaml data.virtual_world_size=1
+    """
+    config = read_config(args.config, args.overrides)
+    for line in compare(config, args.config, args.overrides, args.reference):
+        console.print(line, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import datetime
 import html
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from w2v2dist.config import flatten, read_yaml
-from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.runtime.logging import console, read_jsonl
 
 Record = dict[str, Any]
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626")
@@ -299,3 +300,21 @@ def _image(figure: Figure, description: str) -> str:
         figure.savefig(buffer, format="svg")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(description)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist report` takes."""
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument(
+        "--output", type=Path, help="file (default: RUN/report.html of the first run)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write report.html with the curves of one or more runs.
+
+    example:
+      w2v2dist report runs/base_ls960
+    """
+    output = args.output or args.runs[0] / "report.html"
+    console.print(f"wrote {write_report(args.runs, output)}")

@@ -5,6 +5,7 @@ Works while the run trains and after it died, on any machine that sees the folde
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import itertools
 import statistics
@@ -15,7 +16,8 @@ from typing import Any
 
 from w2v2dist.config import ConfigError, read_yaml
 from w2v2dist.runtime.logging import read_jsonl
-from w2v2dist.training.run_folder import holder
+from w2v2dist.training import run_folder
+from w2v2dist.training.schedules import LoopConfig
 
 RECENT = 10  # logged intervals that speeds are averaged over
 METRICS = ("loss", "contrastive_loss", "accuracy", "code_perplexity")
@@ -34,15 +36,16 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
     records = read_jsonl(run_dir / "metrics.jsonl")
     events = read_jsonl(run_dir / "events.jsonl")
     training = [r for r in records if "seconds" in r]
-    starts = [e for e in events if e["event"] in ("start", "resumed")]
+    starts = run_folder.starts(events)
     sizes = [e.get("world_size", e.get("new_world_size")) for e in starts]
     recent = training[-RECENT:]
     seconds = sum(r["seconds"] for r in recent)
     per_step = _seconds_per_step(training)
     kept, step, repeated = _replay(training, starts)
-    max_steps = int(read_yaml(run_dir / "config.yaml")["loop"]["max_steps"])
+    loop = read_yaml(run_dir / "config.yaml").get("loop", {})  # an imported model's has none
+    max_steps = int(loop.get("max_steps", LoopConfig().max_steps))
     saved = [int(p.name.removeprefix("step_")) for p in run_dir.glob("checkpoints/step_*")]
-    held_by = holder(run_dir)
+    held_by = run_folder.holder(run_dir)
     return {
         "state": "running" if held_by else _end(events),
         "process": held_by or None,
@@ -187,3 +190,17 @@ def format_status(status: dict[str, Any]) -> str:
         lines["last sign"] = f"{time.ctime(s['last_sign_of_life'])} ({ago} ago)"
     lines["metrics"] = "  ".join(f"{k} {v:.4g}" for k, v in s["metrics"].items() if v is not None)
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist status` takes."""
+    parser.add_argument("run", help="run folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print state, progress, speed and lost time of a run that trains, ended or died.
+
+    example:
+      w2v2dist status runs/base_ls960
+    """
+    print(format_status(read_status(args.run)))

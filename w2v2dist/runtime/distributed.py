@@ -34,7 +34,7 @@ class World:
                 raise RuntimeError(
                     f"WORLD_SIZE is {size} but MASTER_ADDR or MASTER_PORT is not set: start the "
                     f"processes with "
-                    "torchrun, launch/submit.py or the sbatch files under launch/"
+                    "torchrun, launch/submit.py or launch/train.sbatch"
                 )
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
         cuda = torch.cuda.is_available()

@@ -118,6 +118,16 @@ class FinetuneCollate:
         return FinetuneDraws(mask, channels)
 
 
+def finetune_source(config: FinetuneConfig) -> SpeechSource:
+    """Whole utterances of data.train with their labels, and their masks."""
+    tokens = alphabet(config.data.tokens)
+
+    def collate(seed: int, train: bool) -> FinetuneCollate:
+        return FinetuneCollate(config.model, tokens, seed, train)
+
+    return SpeechSource(config.data, config.seed, collate, crop=False, with_labels=True)
+
+
 class FinetuneTask:
     """The CTC model, its data, losses and metrics."""
 
@@ -139,12 +149,7 @@ class FinetuneTask:
 
     def source(self) -> SpeechSource:
         """Whole utterances of data.train with their labels."""
-        data = self.config.data
-        return SpeechSource(data, self.config.seed, self.collate, crop=False, with_labels=True)
-
-    def collate(self, seed: int, train: bool) -> FinetuneCollate:
-        """Makes batches in the workers."""
-        return FinetuneCollate(self.config.model, self.alphabet, seed, train)
+        return finetune_source(self.config)
 
     def update(self, step: int) -> Update:
         """All parameters that are not frozen, at the scheduled learning rate."""

@@ -111,6 +111,15 @@ class PretrainCollate:
         return PretrainDraws(torch.from_numpy(mask), torch.from_numpy(distractors))
 
 
+def pretrain_source(config: PretrainConfig) -> SpeechSource:
+    """Crops of data.train, without labels, and their masks and distractors."""
+
+    def collate(seed: int, train: bool) -> PretrainCollate:
+        return PretrainCollate(config.model, seed, config.data.min_samples, train)
+
+    return SpeechSource(config.data, config.seed, collate, crop=True, with_labels=False)
+
+
 class PretrainTask:
     """The pre-training model, its data, losses and metrics."""
 
@@ -128,12 +137,7 @@ class PretrainTask:
 
     def source(self) -> SpeechSource:
         """Crops of data.train, without labels."""
-        data = self.config.data
-        return SpeechSource(data, self.config.seed, self.collate, crop=True, with_labels=False)
-
-    def collate(self, seed: int, train: bool) -> PretrainCollate:
-        """Makes batches in the workers."""
-        return PretrainCollate(self.config.model, seed, self.config.data.min_samples, train)
+        return pretrain_source(self.config)
 
     def update(self, step: int) -> Update:
         """All parameters, at the scheduled learning rate."""

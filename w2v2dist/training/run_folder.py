@@ -164,13 +164,18 @@ def prepare_run_folder(config: Any, fingerprint: str) -> None:
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
 
 
+def starts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of events.jsonl those with which an attempt begins."""
+    return [e for e in events if e["event"] in ("start", "resumed")]
+
+
 def attempt(run_dir: Path, step: int) -> dict[str, int]:
     """Of a start at `step`: the number of this attempt, from 1, and how many logged steps of the
     one before are lost."""
-    starts = [e for e in read_jsonl(run_dir / "events.jsonl") if e["event"] in ("start", "resumed")]
-    since = starts[-1]["time"] if starts else 0.0
+    before = starts(read_jsonl(run_dir / "events.jsonl"))
+    since = before[-1]["time"] if before else 0.0
     steps = [r["step"] for r in read_jsonl(run_dir / "metrics.jsonl") if r.get("time", -1) >= since]
-    return {"attempt": len(starts) + 1, "lost_steps": max([0, *(s - step for s in steps)])}
+    return {"attempt": len(before) + 1, "lost_steps": max([0, *(s - step for s in steps)])}
 
 
 def log_batch(run: Run, batch: Batch, *, samples: bool) -> None:

@@ -1,0 +1,86 @@
+"""The console script: its overview, its commands' help, and how a command line is read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from w2v2dist import __version__
+from w2v2dist.cli import COMMANDS, MODULES, main, parse
+
+
+def printed(argv: list[str], capsys: pytest.CaptureFixture[str], status: int = 0) -> str:
+    """What a command prints that argparse itself ends with `status`."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == status
+    shown = capsys.readouterr()
+    return shown.err if status else shown.out
+
+
+def test_overview_fits_on_a_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = printed(["--help"], capsys).splitlines()
+    assert len(lines) < 24  # one is left for the prompt
+    assert max(map(len, lines)) <= 80
+    words = [line.split() for line in lines]
+    for group, commands in COMMANDS.items():
+        for number, (name, (_, summary)) in enumerate(commands.items()):
+            assert [*[group] * (number == 0), name, *summary.split()] in words
+
+
+def test_overview_and_version_import_nothing_heavy() -> None:
+    code = "import sys\nfrom w2v2dist.cli import main\ntry: main([sys.argv[1]])\n"
+    code += "except SystemExit: print({'torch', 'numpy', 'yaml', 'rich'} & set(sys.modules))"
+    for option, first in (("--help", "usage: w2v2dist COMMAND"), ("--version", __version__)):
+        command = [sys.executable, "-c", code, option]
+        out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert out.startswith(first)
+        assert out.endswith("set()\n")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed([name, "--help"], capsys)
+    assert shown.startswith(f"usage: w2v2dist {name} [-h]")
+    assert len(shown.split("\n\n")[1]) > 40, "it says what the command does"
+    assert f" {name} " in shown.split("\nexample:\n", 1)[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "batches a.yaml seed=1 loop.max_steps=2 --step 3",
+        "batches --step 3 a.yaml seed=1 loop.max_steps=2",
+        "batches a.yaml --step 3 seed=1 loop.max_steps=2",
+        "batches a.yaml seed=1 --step 3 loop.max_steps=2",
+    ],
+)
+def test_overrides_stand_anywhere(argv: str) -> None:
+    args: Any = parse(argv.split())[1]
+    assert (args.config, args.step, args.slot) == ("a.yaml", 3, None)
+    assert args.overrides == ["seed=1", "loop.max_steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("trian a.yaml", "invalid choice: 'trian' (choose from 'import', 'paper', 'train'"),
+        ("train", "the following arguments are required: config"),
+        (
+            "train a.yaml --max-steps 3",
+            "train: error: unrecognized arguments: --max-steps",
+        ),
+        ("batches a.yaml", "the following arguments are required: --step"),
+        ("status a b", "w2v2dist status: error: unrecognized arguments: b"),
+        ("export a --format onnx --output b", "argument --format: invalid choice: 'onnx'"),
+    ],
+)
+def test_mistakes(argv: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in printed(argv.split(), capsys, status=2)

@@ -1,0 +1,103 @@
+"""`w2v2dist train`: one rank of the training that a configuration's `task:` names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from w2v2dist.config import ConfigError, from_dict, merge, parse_overrides, read_yaml
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
+
+if TYPE_CHECKING:
+    from w2v2dist.data.source import SpeechSource
+    from w2v2dist.training.loop import Outcome
+
+# What trains is imported late: a signal during the seconds that this takes must not be lost
+
+
+def read_config(path: str, overrides: list[str]) -> Any:
+    """The PretrainConfig or FinetuneConfig that a file's `task:` names. Raises ConfigError."""
+    from w2v2dist.tasks.finetune import FinetuneConfig
+    from w2v2dist.tasks.pretrain import PretrainConfig
+
+    values = merge(read_yaml(path), parse_overrides(overrides))
+    tasks: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+    task = values.get("task")
+    if task not in tasks:
+        raise ConfigError(f"{path}: task is {task!r} but must be one of {', '.join(tasks)}")
+    return from_dict(tasks[task], values)
+
+
+def open_source(config: Any) -> SpeechSource:
+    """The data of a configuration, without its model."""
+    from w2v2dist.tasks.finetune import finetune_source
+    from w2v2dist.tasks.pretrain import pretrain_source
+
+    return pretrain_source(config) if config.task == "pretrain" else finetune_source(config)
+
+
+def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> Outcome:
+    """Run one rank of a training."""
+    from w2v2dist.checkpoint import candidates
+    from w2v2dist.runtime.distributed import World
+    from w2v2dist.tasks.finetune import FinetuneTask
+    from w2v2dist.tasks.pretrain import PretrainTask
+    from w2v2dist.training.loop import fit
+
+    config = read_config(config_path, overrides)
+    world = World.from_environment(config.loop.timeout_s)
+    task: PretrainTask | FinetuneTask
+    if config.task == "pretrain":
+        task = PretrainTask(config)
+    else:  # a run that has saved needs its pre-trained model no more
+        resumes = bool(candidates(Path(config.run_dir) / "checkpoints"))
+        task = FinetuneTask(config, skip_pretrained=resumes)
+    try:
+        outcome = fit(config, task, world, flag)
+    except ValueError:  # all ranks have it; a group left open can end a process with abort()
+        world.close()
+        raise
+    world.close()
+    return outcome
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG [key=value …], for `read_config`."""
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example loop.max_steps=1000"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist train` takes."""
+    config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes
+    the run.
+
+    example:
+      torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml \\
+        data.train=demo/shards/train data.valid=demo/shards/valid
+    """
+    from w2v2dist.checkpoint import CheckpointError
+    from w2v2dist.training.loop import Preempted
+    from w2v2dist.training.run_folder import InUseError
+
+    try:
+        with PreemptionFlag().installed() as flag:
+            outcome = train(args.config, args.overrides, flag)
+    except (CheckpointError, InUseError) as error:
+        print(f"w2v2dist: {error}", file=sys.stderr)
+        return 1
+    except FileNotFoundError:
+        raise
+    except OSError:
+        traceback.print_exc()  # where it happened matters
+        return 1
+    return EXIT_PREEMPTED if isinstance(outcome, Preempted) else 0
