@@ -24,6 +24,7 @@ from w2v2dist import checkpoint
 from w2v2dist.model import Wav2Vec2ForPretraining
 from w2v2dist.runtime.distributed import World, free_port
 from w2v2dist.tasks.train import read_config
+from w2v2dist.training import engine_state
 from w2v2dist.training.engine import Engine, EngineConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,8 +47,9 @@ def _peak_gb() -> float:
 def _save(rank: int, world_size: int, port: int, arguments: argparse.Namespace) -> None:
     engine = _engine(rank, world_size, port, arguments)
     root = Path(arguments.folder)
-    saver = checkpoint.Saver(engine, root)
-    checkpoint._state(engine, for_save=True)  # makes Adam's moments, as the first update does
+    writer = checkpoint.Writer(root, engine.world)
+    state = engine_state.ranges({"": engine}, for_save=True)  # makes Adam's moments, as an update
+    keep = checkpoint.Retention(keep_last=1)
     if rank == 0:
         print("| save | training waits s | durable after s | peak GB a process |\n|-|-|-|-|")
     kinds = ["synchronous", "asynchronous, first", "asynchronous", "synchronous", "asynchronous"]
@@ -56,26 +58,27 @@ def _save(rank: int, world_size: int, port: int, arguments: argparse.Namespace) 
         engine.world.barrier()
         os.sync()
         started = time.perf_counter()
-        written = saver.begin(step, {}, lambda folder: checkpoint.prune(root, 1), copy=copy)
+        meta = {"step": step, **engine_state.settings({"": engine})}
+        written = writer.begin(meta, state, keep, copy=copy)
         pause = time.perf_counter() - started
         durable = written.result() - started
         row = engine.world.max([pause if copy else durable, durable, _peak_gb()])
         if rank == 0:
             print(f"| {name} | {row[0]:.2f} | {row[1]:.2f} | {row[2]:.2f} |", flush=True)
-    saver.close()
+    writer.close()
     engine.world.close()
 
 
 def _load(rank: int, world_size: int, port: int, arguments: argparse.Namespace) -> None:
     engine = _engine(rank, world_size, port, arguments)
-    checkpoint._state(engine, for_save=False)
+    state = engine_state.ranges({"": engine}, for_save=False)
     (folder,) = checkpoint.candidates(Path(arguments.folder))
     before = _peak_gb()
     started = time.perf_counter()
     checkpoint.verify(folder, rank, world_size)
     verified = time.perf_counter() - started
     started = time.perf_counter()
-    checkpoint.load(engine, folder)
+    engine_state.restore({"": engine}, checkpoint.load(folder, engine.world, state))
     row = engine.world.max([time.perf_counter() - started, verified, before, _peak_gb()])
     if rank == 0:
         print(f"| {world_size} | " + " | ".join(f"{value:.2f}" for value in row) + " |", flush=True)

@@ -18,7 +18,7 @@ from w2v2dist.cli import main
 from w2v2dist.jobs.cluster import EXIT_CONFIG
 from w2v2dist.jobs.local import run_local
 from w2v2dist.runtime.logging import read_jsonl
-from w2v2dist.training.alarms import read_rollbacks, seed_at
+from w2v2dist.training.rollbacks import read_rollbacks, seed_at
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 12

@@ -17,6 +17,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from w2v2dist import checkpoint
 from w2v2dist.runtime.distributed import World, free_port
+from w2v2dist.training import engine_state
 from w2v2dist.training.engine import Engine, EngineConfig, OptimizerConfig
 
 pytestmark = pytest.mark.timeout(400)
@@ -33,36 +34,37 @@ def make_engine(rank: int, port: int, zero_stage: int) -> Engine:
 
 def fill(engine: Engine, value: float) -> None:
     """Set every element of the optimizer's copy of the weights, as a step does: in place."""
-    for fragment in checkpoint._fragments(engine):
+    for fragment in engine_state.fragments(engine):
         fragment.flat.data.fill_(value)
 
 
-def begin(saver: checkpoint.Saver, step: int) -> Any:
-    root = saver._root
+def begin(writer: checkpoint.Writer, engine: Engine, step: int) -> Any:
+    meta = {"step": step, **engine_state.settings({"": engine})}
+    state = engine_state.ranges({"": engine}, for_save=True)
+    return writer.begin(meta, state, checkpoint.Retention(keep_last=2), copy=True)
 
-    def commit(folder: Path) -> None:
-        checkpoint.point(root, "latest", folder)
-        checkpoint.prune(root, 2)
 
-    return saver.begin(step, {}, commit, copy=True)
+def load(engine: Engine, folder: Path) -> None:
+    state = engine_state.ranges({"": engine}, for_save=False)
+    engine_state.restore({"": engine}, checkpoint.load(folder, engine.world, state))
 
 
 def save_and_die(rank: int, port: int, zero_stage: int, moment: str, who: int, root: Path) -> None:
     """Save three times; the third time process `who` is killed where it would call `moment`."""
     engine = make_engine(rank, port, zero_stage)
-    saver = checkpoint.Saver(engine, root)
+    writer = checkpoint.Writer(root, engine.world)
     for step in (1, 2, 3):
         if step == 3 and rank == who:
-            setattr(checkpoint, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            setattr(checkpoint.write, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         fill(engine, step)
-        written = begin(saver, step)
+        written = begin(writer, engine, step)
         fill(engine, -1)  # the next step, while the thread writes
         written.result()
 
 
 @pytest.mark.parametrize(
     ("zero_stage", "moment", "who", "left"),
-    [(0, "_sha256", 1, [2, 1]), (1, "_write_sums", 0, [2, 1]), (3, "point", 0, [3, 2, 1])],
+    [(0, "sha256", 1, [2, 1]), (1, "write_sums", 0, [2, 1]), (3, "point", 0, [3, 2, 1])],
 )
 def test_a_kill_while_a_thread_writes_leaves_whole_checkpoints_of_one_step_each(
     tmp_path: Path, zero_stage: int, moment: str, who: int, left: list[int]
@@ -80,20 +82,20 @@ def test_a_kill_while_a_thread_writes_leaves_whole_checkpoints_of_one_step_each(
 
 def fail_once(rank: int, port: int, root: Path) -> None:
     engine = make_engine(rank, port, 1)
-    saver = checkpoint.Saver(engine, root)
+    writer = checkpoint.Writer(root, engine.world)
     fill(engine, 1)
-    begin(saver, 1).result()
+    begin(writer, engine, 1).result()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:  # as a quota: its files cannot grow
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
-    written = begin(saver, 2)
+    written = begin(writer, engine, 2)
     fill(engine, 3)
     with pytest.raises(checkpoint.CheckpointError, match=r"step_00000002 could not be written"):
         written.result()
     assert [path.name for path in checkpoint.candidates(root)] == ["step_00000001"]
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert begin(saver, 3).result() <= time.perf_counter()
-    checkpoint.load(engine, root / "step_00000001")
+    assert begin(writer, engine, 3).result() <= time.perf_counter()
+    load(engine, root / "step_00000001")
     assert all(float(p.min()) == float(p.max()) == 1 for p in engine.module.parameters())
     # Damage is found by the process whose share it is, and told to all
     if rank == 0:
@@ -103,7 +105,7 @@ def fail_once(rank: int, port: int, root: Path) -> None:
         data.write_bytes(content)
     engine.world.barrier()
     with pytest.raises(checkpoint.CheckpointError, match=r"__1_0\.distcp is damaged"):
-        checkpoint.load(engine, root / "step_00000003")
+        load(engine, root / "step_00000003")
     assert all(float(p.min()) == 1 for p in engine.module.parameters())
 
 

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
-from w2v2dist import checkpoint
+from tests.training_parts import make_run
 from w2v2dist.model import Wav2Vec2Config
-from w2v2dist.runtime.distributed import World
-from w2v2dist.runtime.logging import RunLogger, read_jsonl
-from w2v2dist.training.alarms import AlarmConfig, AlarmError, Alarms, readings, seed_at
+from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.tasks.pretrain import contrastive_readings
+from w2v2dist.training.alarms import AlarmConfig, AlarmError, Alarms
+from w2v2dist.training.checkpointer import Checkpointer
+from w2v2dist.training.rollbacks import Rollbacks, seed_at
+from w2v2dist.training.run_folder import Run
+from w2v2dist.training.task import Reading
 
 HEALTHY = {"loss": 5.0, "num_masked": 9.0, "contrastive_loss": 4.9, "accuracy": 0.3,
            "code_perplexity": 200.0}  # fmt: skip
@@ -21,7 +25,8 @@ HEALTHY = {"loss": 5.0, "num_masked": 9.0, "contrastive_loss": 4.9, "accuracy": 
 def bad(step: int, model: Wav2Vec2Config | None = None, **values: Any) -> list[str]:
     """With a warm-up of 100 steps and 50 of grace."""
     record = {**HEALTHY, "step": step, **values}
-    found = readings(AlarmConfig(grace_steps=50), model or Wav2Vec2Config(), 100, record)
+    config = AlarmConfig(grace_steps=50)
+    found = contrastive_readings(config, model or Wav2Vec2Config(), 100, record)
     return [reading.alarm for reading in found if reading.bad]
 
 
@@ -41,8 +46,6 @@ def bad(step: int, model: Wav2Vec2Config | None = None, **values: Any) -> list[s
         (151, {"code_perplexity": 21.2}, []),
         (1, {"accuracy": 0.91}, ["early_accuracy"]),
         (100_000, {"accuracy": 0.91}, []),
-        (1, {"loss": float("nan")}, ["not_finite"]),
-        (1, {"loss": float("inf"), "loss_scale": 4.0}, []),  # fp16 looks for its scale
         (151, {"num_masked": 0.0, "accuracy": 0.0, "code_perplexity": 0.0}, []),  # no audio at all
     ],
 )
@@ -53,8 +56,6 @@ def test_what_metrics_mean(step: int, values: dict[str, Any], expected: list[str
 def test_models_and_losses_without_codes() -> None:
     continuous = Wav2Vec2Config(quantize_targets=False)
     assert bad(151, continuous, code_perplexity=0.0) == []
-    ctc = readings(AlarmConfig(), Wav2Vec2Config(), 0, {"step": 5_000, "loss": float("inf")})
-    assert [r.alarm for r in ctc if r.bad] == ["not_finite"]
 
 
 def test_the_last_rollback_before_a_step_decides() -> None:
@@ -65,16 +66,34 @@ def test_the_last_rollback_before_a_step_decides() -> None:
     assert seeds[11] != seeds[16]
 
 
+class Reads:
+    """A task that watches its accuracy, as far as alarms know it."""
+
+    def readings(self, record: dict[str, Any]) -> list[Reading]:
+        accuracy = record.get("accuracy", 0.0)
+        return [Reading("early_accuracy", accuracy, 0.9, accuracy > 0.9, "listen to it")]
+
+
 @pytest.fixture
-def alarms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alarms]:
-    names = "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT DS_ACCELERATOR"
-    for name in names.split():  # what joining the world sets is undone afterwards
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    world, logger = World.from_environment(), RunLogger(tmp_path)
-    yield Alarms(AlarmConfig(), tmp_path, world, logger, settle=lambda: None)
-    logger.close()
-    world.close()
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    with make_run(tmp_path, monkeypatch) as run:
+        yield run
+
+
+@pytest.fixture
+def alarms(run: Run) -> Alarms:
+    return Alarms(run, Reads(), Rollbacks(run), Checkpointer(run, {}, {}))  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_stops_every_task(alarms: Alarms, tmp_path: Path) -> None:
+    fp16 = {"step": 1, "loss": float("inf"), "loss_scale": 4.0}  # it looks for its scale
+    assert alarms.after_record(fp16) is None
+    with pytest.raises(AlarmError, match="not_finite at step 5000"):
+        alarms.after_record({"step": 5_000, "loss": float("inf")})
+    with pytest.raises(AlarmError, match="lower schedule"):
+        Alarms(alarms.run, Reads(), alarms.rollbacks, alarms.checkpointer).after_record(  # type: ignore[arg-type]
+            {"step": 1, "loss": float("nan")}
+        )
 
 
 def test_fp16_ends_when_its_smallest_scale_overflows(alarms: Alarms, tmp_path: Path) -> None:
@@ -90,19 +109,22 @@ def test_fp16_ends_when_its_smallest_scale_overflows(alarms: Alarms, tmp_path: P
 def test_an_episode_is_one_event(alarms: Alarms, tmp_path: Path) -> None:
     for step, accuracy in enumerate((0.95, 0.97, 0.5, 0.95), 1):
         record = {**HEALTHY, "step": step, "accuracy": accuracy}
-        assert not alarms.after_record(record, Wav2Vec2Config(), 100)
+        assert not alarms.after_record(record)
     assert [e["step"] for e in read_jsonl(tmp_path / "events.jsonl")] == [1, 4]
 
 
-def test_a_best_checkpoint_that_is_removed_leaves_no_best_score(
-    alarms: Alarms, tmp_path: Path
+def test_a_rollback_goes_back_to_before_the_last_healthy_record(
+    run: Run, alarms: Alarms, tmp_path: Path
 ) -> None:
-    root = tmp_path / "checkpoints"
-    for step in (1, 2, 3):
-        (root / f"step_{step:08d}").mkdir(parents=True)
-    for best, lost in ((2, False), (3, True)):
-        checkpoint.point(root, "best", root / f"step_{best:08d}")
-        alarms._roll_back({"from": 2, "until": 9, "alarm_step": 3, "attempt": 1})
-        assert alarms.lost_best == lost
-        assert (root / "best").resolve().name == "step_00000002"
-        (root / "step_00000003").mkdir(exist_ok=True)
+    for step in (2, 4, 6):
+        (tmp_path / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+    object.__setattr__(alarms.config, "on_alarm", "rollback")
+    assert alarms.after_record({"step": 5, "loss": 1.0}) is None
+    entry = alarms.after_record({"step": 7, "loss": 1.0, "accuracy": 0.95})
+    assert entry == {"from": 4, "until": 504, "alarm_step": 7, "attempt": 1}
+    assert alarms.rollbacks.entries == []  # it judges; the loop acts
+    alarms.rollbacks.append(entry)
+    assert Rollbacks(run).entries == [entry]
+    alarms.resumed(4)
+    again = alarms.after_record({"step": 7, "loss": 1.0, "accuracy": 0.95})
+    assert again == {"from": 2, "until": 502, "alarm_step": 7, "attempt": 2}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from w2v2dist import checkpoint
 from w2v2dist.cli import main
 from w2v2dist.config import ConfigError, load_config, read_yaml, to_dict
-from w2v2dist.data.alphabet import tokenizer
+from w2v2dist.data.alphabet import alphabet
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.interop import (
     fairseq_name,
@@ -33,8 +33,8 @@ from w2v2dist.interop import (
 from w2v2dist.interop.load import read_fairseq, read_huggingface
 from w2v2dist.interop.names import our_name, their_name
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
+from w2v2dist.model.temperature import TemperatureConfig
 from w2v2dist.tasks.finetune import FinetuneConfig, load_pretrained
-from w2v2dist.training.schedules import TemperatureConfig
 
 GROUP = Wav2Vec2Config(
     conv_channels=16,
@@ -177,7 +177,7 @@ def test_huggingface_ctc(tmp_path: Path, name: str) -> None:
     assert processor(audio=waveforms[0].numpy(), sampling_rate=16_000).input_values[0].shape == (
         8_000,
     )
-    letters = tokenizer("letters")
+    letters = alphabet("letters")
     assert processor.tokenizer(text="DON'T PANIC").input_ids == letters.encode("don't panic")
     texts = greedy_text(ours.logits[:1], ours.num_frames[:1], letters)
     assert [t.strip() for t in processor.batch_decode(logits[:1].argmax(-1))] == texts
@@ -186,7 +186,7 @@ def test_huggingface_ctc(tmp_path: Path, name: str) -> None:
 
 def test_huggingface_phones(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    phones = tokenizer("phones")
+    phones = alphabet("phones")
     model = make(GROUP, ctc=True, num_tokens=phones.num_tokens)
     with pytest.raises(ValueError, match=r"'letters' \(32 tokens\) but the model has 43 outputs"):
         save_huggingface(model, tmp_path / "out")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from w2v2dist.interop import fairseq_name, load_fairseq
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
-from w2v2dist.training.schedules import TemperatureConfig, temperature
+from w2v2dist.model.temperature import TemperatureConfig, temperature
 
 VARIANTS = ("default_postln", "layernorm_preln")
 RUNS = [

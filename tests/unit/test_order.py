@@ -17,17 +17,12 @@ from hypothesis import strategies as st
 
 from w2v2dist.config import ConfigError, from_dict
 from w2v2dist.data.audio import resample
+from w2v2dist.data.batching import MicroBatch, batch_by_size, num_batches, validation_batches
+from w2v2dist.data.config import DataConfig
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.index_writer import ShardEntry, write_index
 from w2v2dist.data.loader import MicroBatches
-from w2v2dist.data.order import (
-    DataConfig,
-    DataOrder,
-    MicroBatch,
-    batch_by_size,
-    num_batches,
-    validation_batches,
-)
+from w2v2dist.data.order import DataOrder
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.runtime.keyed import keyed_rng
@@ -123,7 +118,7 @@ def walk(index: ShardIndex, config: DataConfig, slot: int, num_epochs: int) -> l
 def test_any_jump_lands_where_planning_every_epoch_does(
     index: ShardIndex, monkeypatch: pytest.MonkeyPatch, speeds: tuple[float, ...], window: int
 ) -> None:
-    monkeypatch.setattr("w2v2dist.data.order.DRAWN_AT_ONCE", 97)
+    monkeypatch.setattr("w2v2dist.data.line.DRAWN_AT_ONCE", 97)
     config = replace(CONFIG, shuffle_window=window, speed_perturbation=speeds)
     plans = {slot: walk(index, config, slot, 3) for slot in (0, 2, 5)}
     order, rng = DataOrder(index, config, seed=1, crop=True), np.random.default_rng(0)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2v2dist.training.schedules import (
-    ScheduleConfig,
-    TemperatureConfig,
-    learning_rate,
-    temperature,
-)
+from w2v2dist.model.temperature import TemperatureConfig, temperature
+from w2v2dist.training.schedules import ScheduleConfig, learning_rate
 
 
+@settings(deadline=None)
 @given(
     warmup=st.integers(0, 50), decay=st.integers(1, 50), peak=st.floats(1e-6, 1e-2), data=st.data()
 )

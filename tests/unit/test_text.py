@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2v2dist.data.alphabet import LetterTokenizer, PhoneTokenizer, clean_text, tokenizer
+from w2v2dist.data.alphabet import LetterTokenizer, PhoneTokenizer, alphabet, clean_text
 
 # TIMIT's 61 symbols, and the 39 classes of Lee & Hon with all closures in "sil"
 TIMIT_61 = (
@@ -72,10 +72,10 @@ def test_phones_name_a_stranger() -> None:
 
 
 def test_tokenizer_by_name() -> None:
-    assert tokenizer("letters").num_tokens == 32
-    assert tokenizer("phones").num_tokens == 43
+    assert alphabet("letters").num_tokens == 32
+    assert alphabet("phones").num_tokens == 43
     with pytest.raises(ValueError, match=r"data\.tokens is 'words' but must be letters or phones"):
-        tokenizer("words")
+        alphabet("words")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.unit.test_model_parity import VARIANTS, golden_config, read
 from w2v2dist.interop import fairseq_name, load_fairseq
 from w2v2dist.model import Wav2Vec2ForPretraining
+from w2v2dist.model.temperature import temperature
 from w2v2dist.training.engine import Adam, OptimizerConfig
-from w2v2dist.training.schedules import temperature
 
 # Relative. Measured, largest of all updates and both variants: losses 8e-7, gradient norm 1e-5,
 # perplexity of the probabilities 2e-5 (codes: 0), norms of the final parameters 7e-7.

@@ -48,11 +48,12 @@ def reason(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-_host_groups: list[Any] = []
+_host_groups: dict[Any, Any] = {}  # by the world's own group
 
 
 def host_group() -> Any:
     """A gloo group of all processes: checkpoints are coordinated over the host network."""
-    if not _host_groups:
-        _host_groups.append(dist.new_group(backend="gloo"))
-    return _host_groups[0]
+    world = dist.group.WORLD
+    if world not in _host_groups:
+        _host_groups[world] = dist.new_group(backend="gloo")
+    return _host_groups[world]

@@ -52,9 +52,9 @@ class Alarms:
     def __init__(
         self, run: Run, task: Task, rollbacks: Rollbacks, checkpointer: Checkpointer
     ) -> None:
+        self.run, self.task, self.rollbacks = run, task, rollbacks
         self.config: AlarmConfig = run.config.alarms
-        self.task, self.rollbacks, self.checkpointer = task, rollbacks, checkpointer
-        self.logger = run.logger
+        self.checkpointer = checkpointer
         self.resumed(0)
 
     def resumed(self, step: int) -> None:
@@ -98,7 +98,7 @@ class Alarms:
                 entry, problem = self._plan(step, healthy)
             if (action == "rollback" and not entry) or r.alarm == "not_finite":
                 action = "rollback" if entry else "stop"
-            self.logger.event(
+            self.run.logger.event(
                 "alarm", alarm=r.alarm, value=r.value, limit=r.limit, step=step, action=action
             )
             if entry:

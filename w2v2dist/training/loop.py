@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from w2v2dist.config import ConfigError, TrainingConfig
+from w2v2dist.config import ConfigError
 from w2v2dist.runtime.distributed import VirtualRanks, World
 from w2v2dist.runtime.keyed import keyed_seed
 from w2v2dist.runtime.preemption import SIGNALS, PreemptionFlag
 from w2v2dist.training.alarms import Alarms
 from w2v2dist.training.bad_samples import BadSamples
 from w2v2dist.training.checkpointer import Checkpointer, Part
+from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
 from w2v2dist.training.metrics import Metrics
 from w2v2dist.training.rollbacks import Rollback, Rollbacks
