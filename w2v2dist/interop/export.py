@@ -14,27 +14,6 @@ from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretrainin
 from w2v2dist.runtime.logging import console
 
 
-def export_run(run: str, library: str, output: str, which: str | None = None) -> Path:
-    """Write the model of a run folder (its best checkpoint, else its latest) or step folder for
-    "fairseq", "huggingface" or "torchaudio"; returns the step folder. Raises CheckpointError, and
-    ValueError where the library cannot hold the model or `output` exists."""
-    best = (Path(run) / "checkpoints" / "best").exists()
-    folder = checkpoint.find(Path(run), which or ("best" if best else "latest"))
-    saved = checkpoint.read_meta(folder)["config"]
-    config = from_dict(Wav2Vec2Config, saved["model"], "model.")
-    tokens, normalize = saved["data"]["tokens"], saved["data"]["normalize"]
-    model: Model = Wav2Vec2ForPretraining(config)
-    if saved["task"] == "finetune":
-        model = Wav2Vec2ForCTC(config, tokenizer(tokens).num_tokens)
-    checkpoint.load_into(model, checkpoint.read_parameters(folder), str(folder))
-    if library == "torchaudio":
-        save_torchaudio(model, output)
-    else:
-        save = {"fairseq": save_fairseq, "huggingface": save_huggingface}[library]
-        save(model, output, normalize=normalize, tokens=tokens)
-    return folder
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist export` takes."""
     add = parser.add_argument
@@ -57,5 +36,18 @@ def run(args: argparse.Namespace) -> None:
       torchaudio   PATH is a state dict for torchaudio.models.wav2vec2_model, whose
                    arguments are in PATH.json; of a pre-training run the body alone
     """
-    source = export_run(args.run, args.format, args.output, args.checkpoint)
-    console.print(f"wrote {args.output} from {source}")
+    best = (Path(args.run) / "checkpoints" / "best").exists()
+    folder = checkpoint.find(Path(args.run), args.checkpoint or ("best" if best else "latest"))
+    saved = checkpoint.read_meta(folder)["config"]
+    config = from_dict(Wav2Vec2Config, saved["model"], "model.")
+    tokens, normalize = saved["data"]["tokens"], saved["data"]["normalize"]
+    model: Model = Wav2Vec2ForPretraining(config)
+    if saved["task"] == "finetune":
+        model = Wav2Vec2ForCTC(config, tokenizer(tokens).num_tokens)
+    checkpoint.load_into(model, checkpoint.read_parameters(folder), str(folder))
+    if args.format == "torchaudio":
+        save_torchaudio(model, args.output)
+    else:
+        save = {"fairseq": save_fairseq, "huggingface": save_huggingface}[args.format]
+        save(model, args.output, normalize=normalize, tokens=tokens)
+    console.print(f"wrote {args.output} from {folder}")
