@@ -17,8 +17,8 @@ from w2v2dist.config import ConfigError, from_dict, read_yaml, to_yaml
 EPILOG = """examples:
   # what 16 nodes of 8 GPUs would do, and the sbatch script, without submitting
   python launch/submit.py --nodes 16 configs/large_lv60k.yaml --dry-run
-  # submit; 12 nodes will do if 16 are not free, also after a node fails
-  python launch/submit.py --nodes 12-16 --cluster mine.yaml --time 12:00:00 configs/large_ls960.yaml
+  # submit; 4 nodes will do if 8 are not free, also after a node fails
+  python launch/submit.py --nodes 4-8 --cluster launch/clusters/generic.yaml configs/base_ls960.yaml
   # here, on all GPUs (on the CPU: 2 processes)
   python launch/submit.py --local configs/tiny_pretrain.yaml data.train=DIR data.valid=DIR
 

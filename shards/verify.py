@@ -69,15 +69,20 @@ def _compare(index: ShardIndex, k: int, entry: ShardEntry) -> list[str]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Check a folder; returns 0, or 1 after printing what is wrong."""
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="folder with index.json")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--quick", action="store_true", help="sizes and index only, no audio")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check a folder; returns 0, or 1 after printing what is wrong."""
+    args = parse_args(argv)
     try:
         index = ShardIndex.load(args.folder)
     except ValueError as error:

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from w2v2dist.interop import save_fairseq, save_huggingface, save_torchaudio
 from w2v2dist.interop.open import open_model
 from w2v2dist.runtime.logging import console
-
-
-def export_run(run: str, library: str, output: str, which: str | None = None) -> Path:
-    """Write the model of a run folder (its best checkpoint, else its latest) or step folder for
-    "fairseq", "huggingface" or "torchaudio"; returns the step folder. Raises CheckpointError, and
-    ValueError where the library cannot hold the model or `output` exists."""
-    opened = open_model(run, which)
-    if library == "torchaudio":
-        save_torchaudio(opened.module, output)
-    else:
-        save = {"fairseq": save_fairseq, "huggingface": save_huggingface}[library]
-        save(opened.module, output, normalize=opened.normalize, tokens=opened.tokens)
-    return opened.source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,5 +31,10 @@ def run(args: argparse.Namespace) -> None:
       torchaudio   PATH is a state dict for torchaudio.models.wav2vec2_model, whose
                    arguments are in PATH.json; of a pre-training run the body alone
     """
-    source = export_run(args.run, args.format, args.output, args.checkpoint)
-    console.print(f"wrote {args.output} from {source}")
+    opened = open_model(args.run, args.checkpoint)
+    if args.format == "torchaudio":
+        save_torchaudio(opened.module, args.output)
+    else:
+        save = {"fairseq": save_fairseq, "huggingface": save_huggingface}[args.format]
+        save(opened.module, args.output, normalize=opened.normalize, tokens=opened.tokens)
+    console.print(f"wrote {args.output} from {opened.source}")

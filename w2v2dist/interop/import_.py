@@ -13,7 +13,7 @@ import yaml
 from w2v2dist import __version__, checkpoint
 from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
 from w2v2dist.data.config import DataConfig
-from w2v2dist.interop.load import TaskName, read_fairseq, read_huggingface
+from w2v2dist.interop.load import read_fairseq, read_huggingface
 from w2v2dist.interop.save import replacing
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.runtime.logging import console
@@ -25,53 +25,6 @@ class Given:
 
     model: Wav2Vec2Config = field(default_factory=Wav2Vec2Config)
     data: DataConfig = field(default_factory=DataConfig)
-
-
-def import_checkpoint(
-    source: str,
-    output: str,
-    *,
-    task: TaskName = "pretrain",
-    config_path: str | None = None,
-    trust_pickle: bool = False,
-) -> bool:
-    """Make the run folder `output`, which `pretrained:` of a fine-tuning accepts, from a fairseq
-    file or Hugging Face folder; returns its data.normalize, which the fine-tuning has to share.
-
-    `config_path` is a YAML file whose `model:` (and data.normalize, data.tokens) replace what came
-    with the weights. Raises FileNotFoundError, and ValueError where the checkpoint is not of
-    `task`, does not fit, or is on tokens that are not ours.
-    """
-    read = read_huggingface if Path(source).is_dir() else read_fairseq
-    foreign = read(source, trust_pickle)
-    given = read_yaml(config_path) if config_path else {}
-    # The file may be a training's; a key that nearly is one of ours is a mistake in it
-    ours = {k: v for k, v in given.items() if difflib.get_close_matches(str(k), ("model", "data"))}
-    checked = from_dict(Given, ours)
-    model = foreign.model(checked.model if given.get("model") else None, task)
-    data: dict[str, Any] = {"normalize": foreign.normalize, "tokens": foreign.tokens}
-    data |= {key: getattr(checked.data, key) for key in data if key in (given.get("data") or {})}
-    if data["normalize"] is None:
-        raise ConfigError(
-            f"{source} does not say whether its audio was normalised (preprocessor_config.json): "
-            "say so with --config, a YAML file with `data: {normalize: true}` (as models with "
-            "layer norm in the feature encoder have it) or false"
-        )
-    if task == "finetune" and data["tokens"] is None:
-        raise ConfigError(
-            f"{source} is not known to be on letters or phones in the order of w2v2dist: if it is, "
-            "say so with --config, a YAML file with `data: {tokens: letters}`"
-        )
-    data["tokens"] = data["tokens"] or checked.data.tokens
-    values = {"task": task, "run_dir": output, "model": to_dict(model.config), "data": data}
-    meta = {"version": __version__, "imported_from": source, "config": values}
-    with replacing(Path(output), folder=True) as temporary:
-        temporary.mkdir()
-        text = yaml.safe_dump(values, sort_keys=False)
-        (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        (temporary / "checkpoints").mkdir()
-        checkpoint.write_parameters(temporary / "checkpoints", model.state_dict(), meta)
-    return bool(data["normalize"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,14 +55,37 @@ def run(args: argparse.Namespace) -> None:
       w2v2dist import wav2vec_small.pt --output runs/imported_base
       w2v2dist train configs/finetune/base_10h.yaml pretrained=runs/imported_base
     """
-    normalize = import_checkpoint(
-        args.source,
-        args.output,
-        task=args.task,
-        config_path=args.config,
-        trust_pickle=args.trust_pickle,
-    )
+    source, output, task = args.source, args.output, args.task
+    read = read_huggingface if Path(source).is_dir() else read_fairseq
+    foreign = read(source, args.trust_pickle)
+    given = read_yaml(args.config) if args.config else {}
+    # The file may be a training's; a key that nearly is one of ours is a mistake in it
+    ours = {k: v for k, v in given.items() if difflib.get_close_matches(str(k), ("model", "data"))}
+    checked = from_dict(Given, ours)
+    model = foreign.model(checked.model if given.get("model") else None, task)
+    data: dict[str, Any] = {"normalize": foreign.normalize, "tokens": foreign.tokens}
+    data |= {key: getattr(checked.data, key) for key in data if key in (given.get("data") or {})}
+    if data["normalize"] is None:
+        raise ConfigError(
+            f"{source} does not say whether its audio was normalised (preprocessor_config.json): "
+            "say so with --config, a YAML file with `data: {normalize: true}` (as models with "
+            "layer norm in the feature encoder have it) or false"
+        )
+    if task == "finetune" and data["tokens"] is None:
+        raise ConfigError(
+            f"{source} is not known to be on letters or phones in the order of w2v2dist: if it is, "
+            "say so with --config, a YAML file with `data: {tokens: letters}`"
+        )
+    data["tokens"] = data["tokens"] or checked.data.tokens
+    values = {"task": task, "run_dir": output, "model": to_dict(model.config), "data": data}
+    meta = {"version": __version__, "imported_from": source, "config": values}
+    with replacing(Path(output), folder=True) as temporary:
+        temporary.mkdir()
+        text = yaml.safe_dump(values, sort_keys=False)
+        (temporary / "config.yaml").write_text(text, encoding="utf-8")
+        (temporary / "checkpoints").mkdir()
+        checkpoint.write_parameters(temporary / "checkpoints", model.state_dict(), meta)
     console.print(
-        f"wrote {args.output}: fine-tune it with pretrained={args.output} "
-        f"data.normalize={str(normalize).lower()}"
+        f"wrote {output}: fine-tune it with pretrained={output} "
+        f"data.normalize={str(data['normalize']).lower()}"
     )

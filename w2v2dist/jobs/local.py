@@ -94,15 +94,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], log_dir: Path, grace_s: float = 
         return max(codes)
     rank, code = failed or next((r, c) for r, c in enumerate(codes) if c not in (0, EXIT_PREEMPTED))
     if rank > 0:
-        tail = (
-            (log_dir / f"rank_{rank}.log")
-            .read_text(encoding="utf-8", errors="replace")
-            .splitlines()[-20:]
-        )
-        print(
-            f"rank {rank} failed; the end of its log in {log_dir}:",
-            *tail,
-            sep="\n",
-            file=sys.stderr,
-        )
+        log = (log_dir / f"rank_{rank}.log").read_text(encoding="utf-8", errors="replace")
+        print(f"rank {rank} failed; the end of its log in {log_dir}:", file=sys.stderr)
+        print(*log.splitlines()[-20:], sep="\n", file=sys.stderr)
     return code if code > 0 else 128 - code

@@ -1,0 +1,231 @@
+"""README and docs: every command shown is one that the code takes, every key and file exists, and
+the tables of keys are the dataclasses'."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch import submit
+from shards import build, verify
+from w2v2dist.cli import MODULES, parse
+from w2v2dist.config import from_dict, read_yaml
+from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.tasks.pretrain import PretrainConfig
+from w2v2dist.tasks.train import read_config
+from w2v2dist.training import run_folder
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = ("", "bash", "sh", "console")
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+# Units that names say, and the word that stands for each in the tables of keys
+UNITS = {"_s": "seconds", "_every": "steps", "_steps": "steps", "min_samples": "samples"}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where commands are shown to run."""
+    monkeypatch.chdir(ROOT)
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The fenced blocks in one of the languages, without the indent of the fence."""
+    fences = re.findall(r"^( *)```(\w*)\n(.*?)^ *```$", text, re.M | re.S)
+    return [re.sub(f"^{i}", "", body, flags=re.M) for i, name, body in fences if name in languages]
+
+
+def commands(text: str) -> list[str]:
+    """Every command of the shell blocks: lines, joined where one is continued."""
+    lines = "".join(blocks(text, *SHELL)).replace("\\\n", " ").splitlines()
+    return [command.strip() for line in lines if line.strip() for command in line.split("&&")]
+
+
+def shown(pages: list[Path]) -> Iterator[Any]:
+    for page in pages:
+        for command in commands(page.read_text()):
+            yield pytest.param(command, id=f"{page.name}: {command}")
+
+
+def check(words: list[str]) -> None:
+    """Raise, by whatever the real parser or a file that is missing raises, or end the process as
+    argparse does."""
+    while "=" in words[0]:  # VARIABLE=value before a command
+        words = words[1:]
+    match words:
+        case ["source", ".venv/bin/activate"]:
+            pass
+        case ["make", *targets]:
+            assert {t for t in targets if "=" not in t} <= {*TARGETS}, "no such target"
+        case ["w2v2dist", *arguments]:
+            check_w2v2dist(arguments)
+        case ["torchrun", "--nproc-per-node", _, "-m", "w2v2dist.cli", *arguments]:
+            check_w2v2dist(arguments)
+        case ["sbatch", *_]:
+            at = words.index("launch/train.sbatch")
+            assert all(option.startswith("--") for option in words[1:at:2])
+            check_w2v2dist(["train", *words[at + 1 :]])
+        case ["python", "launch/submit.py", *arguments]:
+            args = submit.make_parser().parse_intermixed_args(arguments)
+            read_config(args.config, args.overrides)
+            if args.cluster:
+                from_dict(ClusterConfig, read_yaml(args.cluster))
+        case ["python", "shards/build.py", *arguments]:
+            build.parse_args(arguments)
+        case ["python", "shards/verify.py", *arguments]:
+            verify.parse_args(arguments)
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module), f"{module} does not exist"
+        case ["python", script, *arguments] if script.startswith("benchmarks/"):
+            source = Path(script).read_text()
+            assert all(f'"{a}"' in source for a in arguments if a.startswith("--"))
+        case _:
+            raise AssertionError(f"no form of command that this test knows: {shlex.join(words)}")
+
+
+def check_w2v2dist(arguments: list[str]) -> None:
+    args = parse(arguments)[1]
+    if hasattr(args, "overrides"):
+        read_config(args.config, args.overrides)
+
+
+@pytest.mark.parametrize("command", shown(PAGES))
+def test_shown_commands_are_taken(command: str) -> None:
+    check(shlex.split(command, comments=True))
+
+
+def help_texts() -> Iterator[Any]:
+    for name, module in MODULES.items():
+        run = importlib.import_module(f"w2v2dist.{module}").run
+        yield pytest.param(run.__doc__.replace("\\\n", " "), id=name)
+    yield pytest.param(submit.EPILOG, id="submit")
+    yield pytest.param(build.__doc__, id="build")
+    yield pytest.param(verify.__doc__, id="verify")
+    sbatch = (ROOT / "launch/train.sbatch").read_text()
+    yield pytest.param(sbatch.replace("\n#", "\n"), id="train.sbatch")
+
+
+@pytest.mark.parametrize("text", help_texts())
+def test_examples_of_help_are_taken(text: str) -> None:
+    examples = re.findall(r"^ *((?:python|torchrun|sbatch|w2v2dist) .*)", text, re.M)
+    assert examples
+    for command in examples:
+        check(shlex.split(command, comments=True))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "w2v2dist trian configs/base_ls960.yaml",
+        "w2v2dist train configs/base_ls961.yaml",
+        "w2v2dist train configs/base_ls960.yaml loop.max_step=3",
+        "w2v2dist evaluate runs/a --beam 3",
+        "make tests",
+        "sbatch launch/pretrain.sbatch configs/base_ls960.yaml",
+        "python launch/submit.py --node 8-4-2 --cluster nowhere.yaml configs/base_ls960.yaml",
+        "python shards/build.py --input a",
+        "python -m w2v2dist.nowhere",
+        "python benchmarks/elastic.py --nothing 3",
+        "pip install w2v2dist",
+    ],
+)
+def test_the_check_finds_mistakes(command: str) -> None:
+    with pytest.raises((AssertionError, ValueError, OSError, SystemExit)):
+        check(shlex.split(command))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_blocks_of_code(page: Path, tmp_path: Path) -> None:
+    for code in blocks(page.read_text(), "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Import):
+                assert all(importlib.util.find_spec(alias.name) for alias in node.names)
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names)
+    for text in blocks(page.read_text(), "yaml"):  # as if it lay in configs/
+        values = yaml.safe_load(text)
+        path = tmp_path / "shown.yaml"
+        path.write_text(json.dumps({**values, "base": str(ROOT / "configs" / values["base"])}))
+        read_config(str(path), [])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_pages_name_exists(page: Path) -> None:
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+    assert [x for x in links if ":" not in x and not (page.parent / x).exists()] == []
+    spans = re.findall(r"`([^`\n]+)`", "".join(re.split(r"^ *```.*?```$", text, flags=re.M | re.S)))
+    assert [s for s in spans if s.startswith("make ") and s.split()[1] not in TARGETS] == []
+    ours = [re.match(r"w2v2dist ([a-z]+)", s) for s in spans]
+    assert [m[0] for m in ours if m and m[1] not in MODULES] == []
+    files = (
+        r"(?:python |sbatch )?((?:launch|shards|configs|docs|benchmarks|tests|w2v2dist)/[^ *=]*)"
+    )
+    named = [m[1] for s in spans if "*" not in s and (m := re.match(files, s))]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    sections = {key.partition(".")[0] for key in facts() if "." in key}
+    keys = [re.match(rf"(?:{'|'.join(sections)})\.[a-z_.]+", s) for s in spans]
+    assert [m[0] for m in keys if m and m[0] not in facts()] == []
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES[0].read_text().splitlines()) <= 100
+
+
+def test_commands_page_has_every_command() -> None:
+    named = re.findall(r"^\| `w2v2dist (\w+)", (ROOT / "docs/commands.md").read_text(), re.M)
+    assert named == list(MODULES)
+
+
+def facts() -> dict[str, tuple[str, bool]]:
+    """Dotted key -> its default as it is shown, and whether it may change when a run is resumed."""
+    configs = (PretrainConfig(run_dir=""), FinetuneConfig(run_dir=""))
+    return {key: fact for config in configs for key, fact in _facts(config, "", False)}
+
+
+def _facts(config: Any, prefix: str, may: bool) -> Iterator[tuple[str, tuple[str, bool]]]:
+    for field in dataclasses.fields(config):
+        key, value = prefix + field.name, getattr(config, field.name)
+        changes = may or may_change(key, field)
+        if dataclasses.is_dataclass(value):
+            yield from _facts(value, f"{key}.", changes)
+        else:
+            text = f"`{json.dumps(value)}`".replace('"', "")
+            yield key, ("(needed)" if key in ("task", "run_dir") else text, changes)
+
+
+def may_change(key: str, field: dataclasses.Field[Any]) -> bool:
+    """Whether a key, or all below it, may change when a run is resumed."""
+    return key in run_folder.MAY_CHANGE or key == "alarms"
+
+
+def test_tables_of_keys_are_the_dataclasses() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.*) \| (yes)? ?\|$", text, re.M)
+    documented = {key: (default, bool(may)) for key, default, _, may in rows}
+    assert len(documented) == len(rows), "a key stands there twice"
+    assert documented == facts()
+    for key, _, meaning, _ in rows:
+        unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
+        assert unit in meaning, f"{key} is in {unit}"
+
+
+def test_resume_page_lists_the_keys_that_may_change() -> None:
+    text = (ROOT / "docs/resume.md").read_text()
+    section = text.split("## Keys that may change", 1)[1].split("\n\n")[1]
+    listed = set(re.findall(r"`([a-z_.*]+)`", section))
+    expected = {re.sub(r"^alarms\..*", "alarms.*", k) for k, (_, may) in facts().items() if may}
+    assert listed == expected
