@@ -1,5 +1,5 @@
-"""Fixtures shared by all tests: where real speech and golden numbers are, if they are on this
-machine."""
+"""Fixtures shared by all tests: made speech, the reference's numbers, and, where they are on this
+machine, real speech and the sources of the numbers (W2V2DIST_SHARED names their folder)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,29 @@ import pytest
 import soundfile
 import torch
 
+from tests.golden.make import unpack
+from tests.speech import talk, write_corpora
+
 SHARED = Path(os.environ.get("W2V2DIST_SHARED", Path(__file__).parents[2] / "shared"))
 
 
-def _shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(
-            f"{name} is not on this machine (set W2V2DIST_SHARED to the folder that holds it)"
-        )
-    return path
+def pytest_report_header() -> str:
+    """What is not on this machine; the tests marked with it are left out."""
+    absent = [name for name in ("data", "golden", "PAPER.md") if not (SHARED / name).exists()]
+    return f"shared: {SHARED}" + (f", without {', '.join(absent)}" if absent else "")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of what is not on this machine: others make their claims on made input."""
+    absent = [
+        item
+        for item in items
+        if not all((SHARED / mark.args[0]).exists() for mark in item.iter_markers("shared"))
+    ]
+    if absent:
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in set(absent)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,31 +50,55 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def speech_dir() -> Path:
-    """Folder of real speech: SET/SPLIT/SPEAKER/... in LibriSpeech and TIMIT layouts."""
-    return _shared("data")
+REAL = pytest.param("real", marks=pytest.mark.shared("data"))
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Folder of numbers made by the reference implementation."""
-    return _shared("golden")
+def made_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of `speech_dir`, made by tests/speech.py."""
+    return write_corpora(tmp_path_factory.mktemp("speech"))
+
+
+@pytest.fixture(scope="session", params=["made", REAL])
+def speech_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder of speech: SET/SPLIT/SPEAKER/... in LibriSpeech and TIMIT layouts."""
+    if request.param == "real":
+        return SHARED / "data"
+    return Path(request.getfixturevalue("made_speech"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of numbers made by the reference implementation; of large gradients, samples."""
+    folder = tmp_path_factory.mktemp("golden")
+    unpack(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full_golden_dir() -> Path:
+    """The folder that tests/golden was made from; tests that ask for it are marked `shared`."""
+    return SHARED / "golden"
 
 
 @pytest.fixture(scope="session")
 def paper_path() -> Path:
-    """Markdown tables of the paper's hyperparameters."""
-    return _shared("PAPER.md")
+    """Markdown tables of the paper's hyperparameters; tests that ask for it are marked `shared`."""
+    return SHARED / "PAPER.md"
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One speaker's transcribed utterances as shards (65 utterances, 3.4 minutes); where there is
-    no real speech, as many synthetic ones."""
-    output = tmp_path_factory.mktemp("shards")
-    source = SHARED / "data" / "kathleen" / "train"
-    return build_shards(source, output) if source.exists() else synthetic_shards(output)
+    """One speaker's transcribed utterances as shards (65 utterances, 3.3 minutes)."""
+    return synthetic_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session", params=["made", REAL])
+def spoken_shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`shards`, and one speaker's real utterances as shards."""
+    if request.param == "made":
+        return Path(request.getfixturevalue("shards"))
+    return build_shards(SHARED / "data/kathleen/train", tmp_path_factory.mktemp("real"))
 
 
 def build_shards(source: Path, output: Path, shard_mb: str = "1") -> Path:
@@ -87,14 +124,11 @@ def replace_audio(shards: Path, row: int, content: bytes) -> None:
 
 
 def synthetic_shards(output: Path, text: str = "ONE TWO", shard_mb: str = "1") -> Path:
-    """Shards of 65 utterances of 1 to 5 s: noise whose loudness changes like syllables."""
+    """Shards of 65 utterances of 1 to 5 s by one made speaker."""
     source = output.parent / f"{output.name}-wav"
     source.mkdir(parents=True)
     for i in range(65):
-        rng = np.random.default_rng(i)
-        num_samples = int(rng.integers(16_000, 80_000))
-        loudness = np.repeat(rng.random(-(-num_samples // 1_600)), 1_600)[:num_samples]
-        noise = np.convolve(rng.standard_normal(num_samples), rng.standard_normal(32), "same")
-        soundfile.write(source / f"u{i:03d}.flac", 0.02 * loudness * noise, 16_000)
+        num_samples = int(np.random.default_rng(i).integers(16_000, 80_000))
+        soundfile.write(source / f"u{i:03d}.flac", talk(num_samples, i), 16_000)
         (source / f"u{i:03d}.txt").write_text(text, encoding="utf-8")
     return build_shards(source, output, shard_mb)

@@ -229,12 +229,12 @@ def test_a_shard_cut_short_and_a_foreign_index_are_refused(
 
 
 def test_fine_tuning_names_utterances_without_text(
-    speech_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    made_speech: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from shards.build import main as build
 
     output = tmp_path / "unlabelled"
-    source = speech_dir / "librispeech" / "unlabelled"
+    source = made_speech / "librispeech" / "unlabelled"
     assert build(["--input", str(source), "--output", str(output), "--workers", "1"]) == 0
     config = write_config(
         tmp_path,
@@ -270,7 +270,7 @@ def test_validation_data_are_checked_before_the_training(shards: Path, tmp_path:
 
 
 def test_a_changed_configuration_and_other_shards_are_refused(
-    shards: Path, own_shards: Path, tmp_path: Path, speech_dir: Path
+    shards: Path, own_shards: Path, tmp_path: Path, made_speech: Path
 ) -> None:
     config = write_config(tmp_path, "pretrain", shards, loop={"max_steps": 2})
     train(config, 1)
@@ -288,7 +288,7 @@ def test_a_changed_configuration_and_other_shards_are_refused(
     from shards.build import main as build
 
     other = tmp_path / "other"
-    source = speech_dir / "kathleen" / "valid"
+    source = made_speech / "kathleen" / "valid"
     assert build(["--input", str(source), "--output", str(other), "--workers", "1"]) == 0
     assert "fingerprint" in fail(config, f"data.train={other}")
 

@@ -52,10 +52,10 @@ CLUSTER = {"gpus_per_node": 0, "tasks_per_node": 1, "partition": "train", "time"
 
 
 @pytest.fixture(scope="session")
-def config(cluster: Cluster, speech_dir: Path) -> Path:
-    """A training of about 20 s on two minutes of real speech; cluster.yaml lies beside it."""
+def config(cluster: Cluster, made_speech: Path) -> Path:
+    """A training of about 20 s on two minutes of speech; cluster.yaml lies beside it."""
     shards = cluster.root / "shards"
-    command = [sys.executable, "shards/build.py", "--input", str(speech_dir / "librispeech/valid")]
+    command = [sys.executable, "shards/build.py", "--input", str(made_speech / "librispeech/valid")]
     subprocess.run(
         [*command, "--output", str(shards)],
         cwd=REPOSITORY,

@@ -178,6 +178,7 @@ def sourced(values: dict[str, Any], prose: str, text: str) -> set[str]:
     return keys
 
 
+@pytest.mark.shared("PAPER.md")
 def test_pretraining_table_is_the_source(paper_path: Path) -> None:
     text = paper_path.read_text()
     header, *rows = table(text, "Pre-training")
@@ -227,6 +228,7 @@ def test_pretraining_table_is_the_source(paper_path: Path) -> None:
         )
 
 
+@pytest.mark.shared("PAPER.md")
 def test_finetuning_table_is_the_source(paper_path: Path) -> None:
     text = paper_path.read_text()
     rows = table(text, "Fine-tuning with CTC")[1:]
@@ -250,6 +252,7 @@ def test_finetuning_table_is_the_source(paper_path: Path) -> None:
         assert keys - OURS == values.keys() - OURS
 
 
+@pytest.mark.shared("PAPER.md")
 def test_differences_are_the_sources(paper_path: Path) -> None:
     """Where paper and released file differ: the remark on heads, the last column of LARGE."""
     text = paper_path.read_text()

@@ -11,17 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tests.golden.make import NUM_SAMPLES, RUNS, VARIANTS, sample
 from w2v2dist.interop import fairseq_name, load_fairseq
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.model.temperature import TemperatureConfig, temperature
 
-VARIANTS = ("default_postln", "layernorm_preln")
-RUNS = [
-    f"{v}_{p}_{m}"
-    for v in VARIANTS
-    for p in ("nopad", "pad")
-    for m in ("eval", "train", "train_upd100000")
-]
 NO_DROPOUT = {
     name: 0.0
     for name in (
@@ -101,11 +95,14 @@ def run(
     return model, out, parts, golden, scalars
 
 
-def assert_close(ours: Tensor, reference: Tensor, tolerance: float, name: str) -> None:
+def assert_close(
+    ours: Tensor, reference: Tensor, tolerance: float, name: str, largest: Tensor | None = None
+) -> None:
     """Largest difference relative to the largest value of the reference."""
     finite = torch.isfinite(reference)
     torch.testing.assert_close(torch.isfinite(ours), finite, msg=f"{name}: infinities differ")
-    error = (ours[finite] - reference[finite]).abs().max() / reference[finite].abs().max()
+    largest = reference[finite].abs().max() if largest is None else largest
+    error = (ours[finite] - reference[finite]).abs().max() / largest
     assert error <= tolerance, f"{name}: {error:.2e} > {tolerance}"
 
 
@@ -114,9 +111,19 @@ def assert_close(ours: Tensor, reference: Tensor, tolerance: float, name: str) -
     [(name, False) for name in RUNS] + [(f"{v}_pad_train", True) for v in VARIANTS],
 )
 def test_outputs_losses_and_gradients(golden_dir: Path, name: str, checkpointing: bool) -> None:
-    model, out, parts, golden, scalars = run(
-        golden_dir, name, activation_checkpointing=checkpointing
-    )
+    compare(golden_dir, name, checkpointing)
+
+
+@pytest.mark.shared("golden")
+@pytest.mark.parametrize("name", RUNS)
+def test_every_element_of_the_gradients(full_golden_dir: Path, name: str) -> None:
+    assert compare(full_golden_dir, name, False) > 0
+
+
+def compare(folder: Path, name: str, checkpointing: bool) -> int:
+    """Compare a run with ours; returns how many gradients of over NUM_SAMPLES elements were
+    compared as a whole."""
+    model, out, parts, golden, scalars = run(folder, name, activation_checkpointing=checkpointing)
     valid = torch.ones(golden["mask_indices"].shape, dtype=torch.bool)
     for row, frames in enumerate(scalars["frame_lengths"]):
         valid[row, frames:] = False
@@ -141,14 +148,20 @@ def test_outputs_losses_and_gradients(golden_dir: Path, name: str, checkpointing
     assert torch.isinf(out.logits).sum().item() == scalars["neg_is_pos"]
     assert out.temperature == pytest.approx(scalars["temp"], rel=1e-6)
     parameters = dict(model.named_parameters())
-    compared = 0
-    for key, reference in golden.items():
-        if not key.startswith("grad.") or key.endswith("k_proj.bias"):
+    compared = whole = 0
+    for key, norm in golden.items():
+        if not key.startswith("gradnorm.") or key.endswith("k_proj.bias"):
             continue  # the true gradient of a bias of all keys is 0
-        gradient = parameters[fairseq_name(key.removeprefix("grad."))].grad
+        name = key.removeprefix("gradnorm.")
+        gradient = parameters[fairseq_name(name)].grad
         gradient = torch.zeros(()) if gradient is None else gradient
-        norm = golden[key.replace("grad.", "gradnorm.")].item()
-        assert gradient.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-9), key
-        assert_close(gradient.reshape(reference.shape), reference, 1e-3, key)
+        assert gradient.norm().item() == pytest.approx(norm.item(), rel=1e-4, abs=1e-9), name
+        if (reference := golden.get(f"grad.{name}")) is not None:
+            assert_close(gradient.reshape(reference.shape), reference, 1e-3, name)
+            whole += reference.numel() > NUM_SAMPLES
+        else:
+            reference, largest = golden[f"gradsample.{name}"], golden[f"gradmax.{name}"]
+            assert_close(sample(gradient), reference, 1e-3, name, largest)
         compared += 1
     assert compared >= len(parameters) - model.config.num_layers - 3
+    return whole

@@ -64,7 +64,7 @@ def write_noise(path: Path, seconds: float = 1.0, rate: int = 16_000, **options:
     soundfile.write(path, noise, rate, **options)
 
 
-# real speech
+# speech: made, and real where there is some
 
 
 def test_plain_webdataset_yields_the_recordings(speech_dir: Path, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_transcribed_recordings_are_cut_later_and_lose_their_text(
     assert "warning: cut recordings lost their text" in printed
 
 
-# files of any kind: these run everywhere
+# files of any kind
 
 
 def test_unbroken_sound_is_cut_where_it_is_quietest() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.test_model_parity import VARIANTS, golden_config, read
+from tests.golden.make import VARIANTS
+from tests.unit.test_model_parity import golden_config, read
 from w2v2dist.interop import fairseq_name, load_fairseq
 from w2v2dist.model import Wav2Vec2ForPretraining
 from w2v2dist.model.temperature import temperature
