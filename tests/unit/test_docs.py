@@ -25,7 +25,6 @@ from w2v2dist.jobs.cluster import ClusterConfig
 from w2v2dist.tasks.finetune import FinetuneConfig
 from w2v2dist.tasks.pretrain import PretrainConfig
 from w2v2dist.tasks.train import read_config
-from w2v2dist.training import run_folder
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -199,17 +198,12 @@ def facts() -> dict[str, tuple[str, bool]]:
 def _facts(config: Any, prefix: str, may: bool) -> Iterator[tuple[str, tuple[str, bool]]]:
     for field in dataclasses.fields(config):
         key, value = prefix + field.name, getattr(config, field.name)
-        changes = may or may_change(key, field)
+        changes = may or field.metadata.get("may_change", False)
         if dataclasses.is_dataclass(value):
             yield from _facts(value, f"{key}.", changes)
         else:
             text = f"`{json.dumps(value)}`".replace('"', "")
             yield key, ("(needed)" if key in ("task", "run_dir") else text, changes)
-
-
-def may_change(key: str, field: dataclasses.Field[Any]) -> bool:
-    """Whether a key, or all below it, may change when a run is resumed."""
-    return key in run_folder.MAY_CHANGE or key == "alarms"
 
 
 def test_tables_of_keys_are_the_dataclasses() -> None:
