@@ -15,16 +15,21 @@ from w2v2dist.training.run_folder import Run, opened
 from w2v2dist.training.schedules import LoopConfig
 
 
-@contextlib.contextmanager
-def make_run(folder: Path, monkeypatch: pytest.MonkeyPatch, **loop: Any) -> Iterator[Run]:
-    """A run in `folder`, opened by the only process of a world under gloo."""
-    for name in "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT DS_ACCELERATOR".split():
-        monkeypatch.setenv(name, "")  # what joining the world sets is undone afterwards
-        monkeypatch.delenv(name)
-    world = World.from_environment()
-    config = PretrainConfig(run_dir=str(folder), loop=LoopConfig(**loop))
-    try:
-        with opened(config, "fingerprint", world) as run:
-            yield run
-    finally:
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """A world of this process under gloo."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT DS_ACCELERATOR".split():
+            monkeypatch.setenv(name, "")  # what joining the world sets is undone afterwards
+            monkeypatch.delenv(name)
+        world = World.from_environment()
+        yield world
         world.close()
+
+
+@contextlib.contextmanager
+def make_run(folder: Path, world: World, **loop: Any) -> Iterator[Run]:
+    """A run in `folder`, opened by this process alone."""
+    config = PretrainConfig(run_dir=str(folder), loop=LoopConfig(**loop))
+    with opened(config, "fingerprint", world) as run:
+        yield run

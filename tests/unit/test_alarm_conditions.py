@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tests.training_parts import make_run
+from tests.training_parts import world as world  # the fixture
 from w2v2dist.model import Wav2Vec2Config
+from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.tasks.pretrain import contrastive_readings
 from w2v2dist.training.alarms import AlarmConfig, AlarmError, Alarms
@@ -75,8 +77,8 @@ class Reads:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    with make_run(tmp_path, monkeypatch) as run:
+def run(tmp_path: Path, world: World) -> Iterator[Run]:
+    with make_run(tmp_path, world) as run:
         yield run
 
 

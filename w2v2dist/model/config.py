@@ -55,7 +55,7 @@ class Wav2Vec2Config:
     logit_temperature: float = 0.1
     diversity_weight: float = 0.1
     feature_penalty_weight: float = 10.0
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = field(default=False, metadata={"may_change": True})
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
 
     def __post_init__(self) -> None:

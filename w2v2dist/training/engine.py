@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from w2v2dist.config import may_change
 from w2v2dist.runtime.distributed import World
 
 
@@ -39,7 +40,7 @@ class EngineConfig:
     it scales losses in another way.
     """
 
-    zero_stage: int = 1
+    zero_stage: int = may_change(1)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
 
     def __post_init__(self) -> None:
