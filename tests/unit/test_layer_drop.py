@@ -12,8 +12,8 @@ from w2v2dist.data.config import DataConfig
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.preemption import PreemptionFlag
-from w2v2dist.tasks.layer_drop import dropped_layers
 from w2v2dist.tasks.pretrain import PretrainConfig, PretrainTask
+from w2v2dist.tasks.speech import dropped_layers
 from w2v2dist.training.loop import fit
 
 MODEL = Wav2Vec2Config(

@@ -15,24 +15,3 @@ from w2v2dist.checkpoint.ranges import FlatRange, held
 from w2v2dist.checkpoint.read import load, load_into, read_parameters
 from w2v2dist.checkpoint.together import CheckpointError
 from w2v2dist.checkpoint.write import Retention, Writer, write_parameters
-
-__all__ = [
-    "SUMS",
-    "CheckpointError",
-    "FlatRange",
-    "Retention",
-    "Writer",
-    "candidates",
-    "find",
-    "held",
-    "load",
-    "load_into",
-    "point",
-    "prune",
-    "read_meta",
-    "read_parameters",
-    "remove",
-    "step_of",
-    "verify",
-    "write_parameters",
-]

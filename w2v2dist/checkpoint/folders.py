@@ -37,8 +37,7 @@ def candidates(root: Path) -> list[Path]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a step folder. Raises CheckpointError where the folder is no complete
-    checkpoint."""
+    """meta.json of a step folder. Raises CheckpointError where the checkpoint is not complete."""
     for name in ("meta.json", ".metadata"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing")

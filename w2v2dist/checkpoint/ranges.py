@@ -15,8 +15,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 
 class FlatRange(Tensor):
-    """The range [start, start + n) of a flat global tensor of `numel` elements, for
-    torch.distributed.checkpoint."""
+    """The range [start, start + n) of a flat global tensor of `numel` elements."""
 
     data_range: Tensor
     start: int

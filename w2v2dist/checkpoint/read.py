@@ -1,5 +1,4 @@
-"""Read checkpoints: into the ranges of a training on any number of processes, or in one process as
-plain tensors."""
+"""Read checkpoints: into the ranges of a training, or in one process as plain tensors."""
 
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ def load(
 
 
 def read_parameters(folder: Path) -> dict[str, Tensor]:
-    """Every parameter (flat, fp32) and buffer of a checkpoint by name, in one process, without
-    DeepSpeed."""
+    """Every parameter (flat, fp32) and buffer of a checkpoint by name, in one process."""
     read_meta(folder)
     verify(folder)
     reader = FileSystemReader(folder)
@@ -71,9 +69,8 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, values: dict[str, Tensor], source: str, prefix: str = "") -> None:
-    """Copy the values whose names start with `prefix` into `module`; every tensor of `module` whose
-    name starts with it must be there, with as many elements. Raises CheckpointError that lists what
-    does not fit."""
+    """Copy the values whose names start with `prefix` into `module`, which must have the same such
+    names and sizes. Raises CheckpointError that lists what does not fit."""
     wanted = {n: t for n, t in module.state_dict().items() if n.startswith(prefix)}
     given = {n: t for n, t in values.items() if n.startswith(prefix)}
     missing = sorted(wanted.keys() - given.keys())

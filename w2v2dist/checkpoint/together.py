@@ -18,8 +18,7 @@ class CheckpointError(RuntimeError):
 
 
 def together(work: Callable[[], T]) -> list[T]:
-    """The result of `work` in every process, in the order of ranks. Raises CheckpointError in all
-    where it fails in one."""
+    """The results of `work` of all ranks. Raises CheckpointError in all where it fails in one."""
     result, problem = None, ""
     try:
         result = work()

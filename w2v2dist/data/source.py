@@ -17,19 +17,11 @@ from w2v2dist.data.order import DataOrder
 from w2v2dist.data.reader import ShardReader
 
 
-class Draws(Protocol):
-    """What is drawn for the rows of a micro-batch."""
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(rows, T) bool, True where masked."""
-
-
 class SpeechCollate(Collate, Protocol):
     """A task's way from utterances to its batch, its draws apart from it."""
 
-    def draw(self, micro: MicroBatch) -> Draws:
-        """The draws of all planned rows, from their lengths alone."""
+    def draw(self, micro: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+        """Time mask (rows, T) and what else is drawn for all planned rows, from lengths alone."""
 
 
 class SpeechSource:
@@ -111,7 +103,7 @@ class SpeechSource:
         """What a slot uses at a step (keys, crops, masked fraction), without reading audio."""
         micro = self._seeded(seed).micro_batch(step, slot)
         keys = [self._index.key(int(i)) for i in micro.ids]
-        mask = self._collate(seed, True).draw(micro).mask
+        mask, _ = self._collate(seed, True).draw(micro)
         used = usage(micro, keys, list(range(len(keys))), mask)
         return {"step": step, "slot": slot, **used}
 

@@ -7,13 +7,3 @@ hold is an error.
 from w2v2dist.interop.load import load_fairseq, load_huggingface, load_torchaudio
 from w2v2dist.interop.names import fairseq_name
 from w2v2dist.interop.save import save_fairseq, save_huggingface, save_torchaudio
-
-__all__ = [
-    "fairseq_name",
-    "load_fairseq",
-    "load_huggingface",
-    "load_torchaudio",
-    "save_fairseq",
-    "save_huggingface",
-    "save_torchaudio",
-]

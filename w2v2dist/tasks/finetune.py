@@ -1,5 +1,4 @@
-"""Fine-tuning with CTC on letters or phones, from pre-trained or random weights (section 3.3 of the
-paper)."""
+"""Fine-tuning with CTC on letters or phones, from pre-trained or random weights (section 3.3)."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from w2v2dist import checkpoint
 from w2v2dist.config import ConfigError
 from w2v2dist.data.alphabet import Alphabet, alphabet
-from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.batch import Rows, SpeechBatch, core, empty_waveform, encode_labels, pad
 from w2v2dist.data.batching import MicroBatch
 from w2v2dist.data.source import SpeechSource
@@ -23,10 +21,9 @@ from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC
 from w2v2dist.model.ctc import ctc_loss
 from w2v2dist.model.masking import channel_mask, span_mask
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
-from w2v2dist.tasks.layer_drop import check_layer_drop, dropped_layers
+from w2v2dist.tasks.speech import SpeechTask, dropped_layers, empty_core
 from w2v2dist.training.config import TrainingConfig
-from w2v2dist.training.schedules import learning_rate
-from w2v2dist.training.task import Group, Reading, Record, Update
+from w2v2dist.training.task import Reading, Record
 
 EMPTY_SAMPLES = 16_000  # of a slot without utterances
 
@@ -54,17 +51,8 @@ class FinetuneBatch(SpeechBatch):
 
 
 @dataclass(frozen=True, slots=True)
-class FinetuneDraws:
-    """Of all planned rows; None where the model masks nothing."""
-
-    mask: Tensor | None  # (rows, T) bool
-    channel_mask: Tensor | None  # (rows, E) bool
-
-
-@dataclass(frozen=True, slots=True)
 class FinetuneCollate:
-    """Padded utterances with their labels, and in training time and channel masks keyed by (seed,
-    step, slot)."""
+    """Padded utterances with labels; in training with masks keyed by (seed, step, slot)."""
 
     model: Wav2Vec2Config
     alphabet: Alphabet
@@ -76,11 +64,8 @@ class FinetuneCollate:
         limit = self.model.num_frames if self.train else None
         targets = [] if rows is None else encode_labels(rows, self.alphabet, limit)
         if rows is None or not rows.keys:
-            step, slot = (0, 0) if rows is None else (rows.micro.step, rows.micro.slot)
             return FinetuneBatch(
-                step=step,
-                slot=slot,
-                bad=[] if rows is None else rows.bad,
+                **empty_core(rows),
                 waveforms=empty_waveform(self.seed, EMPTY_SAMPLES),
                 targets=torch.tensor([5]),
                 target_lengths=torch.tensor([1]),
@@ -88,12 +73,10 @@ class FinetuneCollate:
             )
         waveforms, num_samples = pad(rows.waveforms)
         width = self.model.num_frames(waveforms.shape[1])
-        mask = channels = None
-        if self.train:  # of what was drawn for the planned rows, the usable ones
-            draws = self.draw(rows.micro)
-            mask = None if draws.mask is None else draws.mask[rows.position][:, :width]
-            if draws.channel_mask is not None:
-                channels = draws.channel_mask[rows.position]
+        # Of what was drawn for the planned rows, the usable ones
+        drawn = self.draw(rows.micro) if self.train else (None, None)
+        mask, channels = (None if d is None else d[rows.position] for d in drawn)
+        mask = None if mask is None else mask[:, :width]
         return FinetuneBatch(
             **core(rows, float(len(rows.keys)), mask),
             waveforms=waveforms,
@@ -105,8 +88,9 @@ class FinetuneCollate:
             texts=[self.alphabet.decode(ids, collapse=False) for ids in targets],
         )
 
-    def draw(self, micro: MicroBatch) -> FinetuneDraws:
-        """The masks of a slot at a step, from its lengths alone."""
+    def draw(self, micro: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+        """Time mask (rows, T) and channel mask (rows, E) of all planned rows, from lengths alone;
+        None where the model has none."""
         rng = keyed_rng(self.seed, "masks", micro.step, micro.slot)
         num_rows = len(micro.ids)
         frames = [self.model.num_frames(int(n)) for n in micro.num_samples]
@@ -115,7 +99,7 @@ class FinetuneCollate:
             mask = torch.from_numpy(span_mask(rng, frames, num_rows, self.model))
         if self.model.channel_mask_prob:
             channels = torch.from_numpy(channel_mask(rng, num_rows, self.model))
-        return FinetuneDraws(mask, channels)
+        return mask, channels
 
 
 def finetune_source(config: FinetuneConfig) -> SpeechSource:
@@ -128,7 +112,7 @@ def finetune_source(config: FinetuneConfig) -> SpeechSource:
     return SpeechSource(config.data, config.seed, collate, crop=False, with_labels=True)
 
 
-class FinetuneTask:
+class FinetuneTask(SpeechTask):
     """The CTC model, its data, losses and metrics."""
 
     best_metric = "valid/wer"
@@ -141,24 +125,14 @@ class FinetuneTask:
         self.model.freeze_feature_encoder = config.freeze_feature_encoder
         if config.pretrained and not skip_pretrained:
             load_pretrained(self.model, config.pretrained, config.data.tokens)
-        self.groups = {"": Group(self.model, config.optimizer)}
-
-    def check(self, world_size: int) -> None:
-        """Raise ConfigError where so many processes cannot train it."""
-        check_layer_drop(self.config.model, world_size)
+        super().__init__(config, self.model)
 
     def source(self) -> SpeechSource:
         """Whole utterances of data.train with their labels."""
         return finetune_source(self.config)
 
-    def update(self, step: int) -> Update:
-        """All parameters that are not frozen, at the scheduled learning rate."""
-        lr = learning_rate(self.config.schedule, step, self.config.loop.max_steps)
-        return Update("", lr)
-
     def losses(self, engine: Any, batch: FinetuneBatch, step: int, seed: int) -> dict[str, Tensor]:
-        """CTC loss summed over utterances (nats); without gradients also word and letter errors of
-        greedy decoding."""
+        """CTC loss summed over utterances (nats); without gradients also errors (greedy)."""
         out = engine(
             batch.waveforms,
             batch.num_samples,
@@ -193,10 +167,6 @@ class FinetuneTask:
         """Whether the Transformer is frozen."""
         return {"frozen": float(step <= self.config.freeze_steps)}
 
-    def progress(self, amount: float) -> dict[str, float]:
-        """Samples as hours of audio."""
-        return {"audio_hours": amount / SAMPLE_RATE / 3600}
-
     def readings(self, record: Record) -> list[Reading]:
         """None: a CTC loss has no chance level."""
         return []
@@ -214,8 +184,7 @@ def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:
     if not path.exists():
         raise ConfigError(
             f"pretrained is {source!r}, which does not exist: give the run folder of a "
-            f"pre-training, or "
-            "pretrained=null to train from random weights"
+            "pre-training, or pretrained=null to train from random weights"
         )
     if path.is_file() or (path / "config.json").exists():
         raise ConfigError(

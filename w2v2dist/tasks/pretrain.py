@@ -1,5 +1,4 @@
-"""Pre-training: masked contrastive learning over jointly learned quantized units (section 3 of the
-paper)."""
+"""Pre-training: masked contrastive learning over jointly learned quantized units (section 3)."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from w2v2dist.config import ConfigError
-from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.batch import Rows, SpeechBatch, core, empty_waveform, pad
 from w2v2dist.data.batching import MicroBatch
 from w2v2dist.data.source import SpeechSource
@@ -19,12 +17,12 @@ from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.model.masking import distractor_positions, span_mask
 from w2v2dist.model.temperature import temperature
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
-from w2v2dist.tasks.layer_drop import check_layer_drop, dropped_layers
+from w2v2dist.tasks.speech import SpeechTask, dropped_layers, empty_core
 from w2v2dist.training.alarms import AlarmConfig
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
-from w2v2dist.training.schedules import learning_rate, warmup_steps
-from w2v2dist.training.task import Group, Reading, Record, Update
+from w2v2dist.training.schedules import warmup_steps
+from w2v2dist.training.task import Reading, Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,17 +58,8 @@ class PretrainBatch(SpeechBatch):
 
 
 @dataclass(frozen=True, slots=True)
-class PretrainDraws:
-    """Of all planned rows, with M masked frames in each."""
-
-    mask: Tensor  # (rows, T) bool
-    distractors: Tensor  # (rows, M, K) int64
-
-
-@dataclass(frozen=True, slots=True)
 class PretrainCollate:
-    """Waveforms of one length with their masks and distractors, keyed by (seed, step, slot); runs
-    in a worker."""
+    """Waveforms of one length with masks and distractors keyed by (seed, step, slot)."""
 
     model: Wav2Vec2Config
     seed: int
@@ -79,36 +68,26 @@ class PretrainCollate:
 
     def __call__(self, rows: Rows | None) -> PretrainBatch:
         if rows is None or not rows.keys:
-            step, slot = (0, 0) if rows is None else (rows.micro.step, rows.micro.slot)
-            draws = self.draw(MicroBatch.empty(step, slot, self.empty_samples))
-            return PretrainBatch(
-                step=step,
-                slot=slot,
-                bad=[] if rows is None else rows.bad,
-                waveforms=empty_waveform(self.seed, self.empty_samples),
-                mask=draws.mask,
-                distractors=draws.distractors,
-            )
-        waveforms, lengths = pad(rows.waveforms)
-        assert lengths is None, "the order crops every utterance of a micro-batch to one length"
-        # Of what was drawn for all planned rows: a corrupt one changes no other
-        draws = self.draw(rows.micro)
-        mask, distractors = draws.mask[rows.position], draws.distractors[rows.position]
-        return PretrainBatch(
-            **core(rows, float(mask.sum()), mask),
-            waveforms=waveforms,
-            mask=mask,
-            distractors=distractors,
-        )
+            known = empty_core(rows)
+            empty = MicroBatch.empty(known["step"], known["slot"], self.empty_samples)
+            waveforms = empty_waveform(self.seed, self.empty_samples)
+            mask, distractors = self.draw(empty)
+        else:
+            waveforms, lengths = pad(rows.waveforms)
+            assert lengths is None, "the order crops every utterance of a micro-batch to one length"
+            # Of what was drawn for all planned rows: a corrupt one changes no other
+            mask, distractors = (drawn[rows.position] for drawn in self.draw(rows.micro))
+            known = core(rows, float(mask.sum()), mask)
+        return PretrainBatch(**known, waveforms=waveforms, mask=mask, distractors=distractors)
 
-    def draw(self, micro: MicroBatch) -> PretrainDraws:
-        """The masks and distractors of a slot at a step, from its lengths alone."""
+    def draw(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Mask (rows, T) and distractors (rows, M, K) of all planned rows, from lengths alone."""
         num_rows, num_frames = len(micro.ids), self.model.num_frames(int(micro.num_samples[0]))
         rng = keyed_rng(self.seed, "masks" if self.train else "valid", micro.step, micro.slot)
         mask = span_mask(rng, num_frames, num_rows, self.model)
         num_masked = int(mask[0].sum())
         distractors = distractor_positions(rng, num_masked, num_rows, self.model.num_distractors)
-        return PretrainDraws(torch.from_numpy(mask), torch.from_numpy(distractors))
+        return torch.from_numpy(mask), torch.from_numpy(distractors)
 
 
 def pretrain_source(config: PretrainConfig) -> SpeechSource:
@@ -120,7 +99,7 @@ def pretrain_source(config: PretrainConfig) -> SpeechSource:
     return SpeechSource(config.data, config.seed, collate, crop=True, with_labels=False)
 
 
-class PretrainTask:
+class PretrainTask(SpeechTask):
     """The pre-training model, its data, losses and metrics."""
 
     best_metric = "valid/contrastive_loss"
@@ -129,20 +108,11 @@ class PretrainTask:
         self.config = config
         torch.manual_seed(keyed_seed(config.seed, "init"))
         self.model = Wav2Vec2ForPretraining(config.model)
-        self.groups = {"": Group(self.model, config.optimizer)}
-
-    def check(self, world_size: int) -> None:
-        """Raise ConfigError where so many processes cannot train it."""
-        check_layer_drop(self.config.model, world_size)
+        super().__init__(config, self.model)
 
     def source(self) -> SpeechSource:
         """Crops of data.train, without labels."""
         return pretrain_source(self.config)
-
-    def update(self, step: int) -> Update:
-        """All parameters, at the scheduled learning rate."""
-        lr = learning_rate(self.config.schedule, step, self.config.loop.max_steps)
-        return Update("", lr)
 
     def losses(
         self, engine: Engine, batch: PretrainBatch, step: int, seed: int
@@ -155,7 +125,6 @@ class PretrainTask:
             temperature=temperature(self.config.model.temperature, max(0, step - 1)),
             drop_layers=dropped_layers(self.config.model, seed, step, batch.slot),
         )
-        count = torch.tensor(float(out.num_masked))
         return {
             "loss": out.loss,
             "contrastive_loss": out.contrastive_loss,
@@ -164,12 +133,11 @@ class PretrainTask:
             "num_correct": out.num_correct,
             "code_perplexity": out.code_perplexity * out.num_masked,
             "prob_perplexity": out.prob_perplexity * out.num_masked,
-            "num_masked": count.to(out.loss.device),
+            "num_masked": torch.tensor(float(out.num_masked)).to(out.loss.device),
         }
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Losses in bits per masked frame (chance: log2(1 + distractors)); perplexities weighted by
-        frames."""
+        """Losses in bits per masked frame (chance: log2(1 + distractors)), perplexities."""
         n = max(sums["num_masked"], 1.0)
         bits = ("loss", "contrastive_loss", "diversity_loss", "feature_penalty")
         out = {name: sums[name] / n / math.log(2) for name in bits}
@@ -180,10 +148,6 @@ class PretrainTask:
     def schedule_metrics(self, step: int) -> dict[str, float]:
         """The Gumbel temperature of the step."""
         return {"temperature": temperature(self.config.model.temperature, step - 1)}
-
-    def progress(self, amount: float) -> dict[str, float]:
-        """Samples as hours of audio."""
-        return {"audio_hours": amount / SAMPLE_RATE / 3600}
 
     def readings(self, record: Record) -> list[Reading]:
         """Chance level, code collapse and a leak of the answer."""

@@ -65,8 +65,7 @@ class Alarms:
     def after_step(
         self, step: int, norm: float, loss_scale: float | None, finite: bool
     ) -> Rollback | None:
-        """Judge the gradient norm, fp16's loss scale (else None), and whether the weights are
-        finite (or were not looked at)."""
+        """Judge the gradient norm, fp16's loss scale (else None), and the weights' finiteness."""
         # An infinite norm in fp16 skips the update and halves the scale, until that is at its end
         searching = loss_scale is not None and "loss_scale" not in self._active
         broken = not (math.isfinite(norm) or searching) or not finite

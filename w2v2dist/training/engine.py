@@ -1,5 +1,4 @@
-"""A model under DeepSpeed: ZeRO 0-3, precision, Adam, and gradients summed over the slots of a
-step."""
+"""A model under DeepSpeed: ZeRO 0-3, precision, Adam, gradients summed over a step's slots."""
 
 from __future__ import annotations
 
@@ -56,22 +55,16 @@ class Adam(torch.optim.AdamW):
     """
 
     def __init__(self, parameters: Any, config: OptimizerConfig) -> None:
-        betas = (config.betas[0], config.betas[1])
+        betas, decay = (config.betas[0], config.betas[1]), config.weight_decay
         super().__init__(
-            parameters,
-            lr=0.0,
-            betas=betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
+            parameters, lr=0.0, betas=betas, eps=config.eps, weight_decay=decay, fused=True
         )
         self._eps = config.eps
         for group in self.param_groups:
             group["num_updates"] = 0
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One update; t is counted per group, so that it travels with a checkpoint's
-        hyperparameters."""
+        """One update; t is counted per group, so that it travels with its hyperparameters."""
         for group in self.param_groups:
             group["num_updates"] += 1
             group["eps"] = self._eps / (1 - group["betas"][1] ** group["num_updates"]) ** 0.5
@@ -79,8 +72,7 @@ class Adam(torch.optim.AdamW):
 
 
 class Engine:
-    """Forward, backward and update of one model on all processes; a step is `num_rounds` backward
-    passes."""
+    """Forward, backward and update of one model; a step is `num_rounds` backward passes."""
 
     def __init__(
         self,
@@ -149,8 +141,7 @@ class Engine:
         self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
 
     def step(self, lr: float | None) -> float | None:
-        """Finish a round; the last of a step (`lr` given) updates the weights and returns the
-        gradient norm."""
+        """Finish a round; the last of a step (`lr` given) updates and returns the gradient norm."""
         if lr is None:
             self.deepspeed.step()
             return None

@@ -94,8 +94,7 @@ def restore(engines: Mapping[str, Engine], meta: Mapping[str, Any]) -> None:
 
 @dataclass(slots=True)
 class Fragment:
-    """`size` elements at `offset` of the fp32 tensor `flat` are elements [start, start + size) of a
-    parameter."""
+    """`size` elements from `offset` of the fp32 tensor `flat` are a parameter's from `start`."""
 
     name: str
     numel: int

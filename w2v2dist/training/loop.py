@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,22 +41,25 @@ class Preempted:
 Outcome = Finished | Preempted
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Training:
-    """The parts of a training; each owns its state."""
+    """The parts of a training; each owns its state, and is complete when it is made."""
 
-    run: Run
-    task: Task
-    source: Source
-    flag: PreemptionFlag
-    slots: list[int | None]  # of this process, one a round
-    engines: Mapping[str, Engine]
-    bad: BadSamples
-    metrics: Metrics
-    validation: Validation
-    checkpointer: Checkpointer
-    rollbacks: Rollbacks
-    alarms: Alarms
+    def __init__(self, run: Run, task: Task, source: Source, flag: PreemptionFlag) -> None:
+        self.run, self.task, self.source, self.flag = run, task, source, flag
+        config, world = run.config, run.world
+        virtual = VirtualRanks(config.data.virtual_world_size)
+        self.slots = virtual.slots(world.rank, world.size)  # of this process, one a round
+        self.engines = {
+            name: Engine(group.module, config.engine, group.optimizer, len(self.slots), world)
+            for name, group in task.groups.items()
+        }
+        self.bad = BadSamples(run)
+        self.metrics = Metrics(run, task)
+        self.validation = Validation(run, task, source, self.engines, self.bad)
+        parts: dict[str, Part] = {"bad": self.bad, "validation": self.validation}
+        self.checkpointer = Checkpointer(run, self.engines, parts)
+        self.rollbacks = Rollbacks(run)
+        self.alarms = Alarms(run, task, self.rollbacks, self.checkpointer)
 
 
 def fit(config: TrainingConfig, task: Task, world: World, flag: PreemptionFlag) -> Outcome:
@@ -65,39 +68,20 @@ def fit(config: TrainingConfig, task: Task, world: World, flag: PreemptionFlag) 
     Raises ConfigError (also where more than data.max_bad_samples utterances are unusable) or
     CheckpointError.
     """
-    virtual = VirtualRanks(config.data.virtual_world_size)
-    virtual.check(world.size)
+    VirtualRanks(config.data.virtual_world_size).check(world.size)
     task.check(world.size)
     if config.loop.num_threads and world.device.type == "cpu":
         torch.set_num_threads(config.loop.num_threads)
     source = task.source()
     _check(source, world)
     with opened(config, source.fingerprint, world) as run:
-        num_rounds = virtual.num_rounds(world.size)
-        engines = {
-            name: Engine(group.module, config.engine, group.optimizer, num_rounds, world)
-            for name, group in task.groups.items()
-        }
-        bad = BadSamples(run)
-        validation = Validation(run, task, source, engines, bad)
-        parts: dict[str, Part] = {"bad": bad, "validation": validation}
-        with contextlib.closing(Checkpointer(run, engines, parts)) as checkpointer:
-            rollbacks = Rollbacks(run)
-            training = _Training(
-                run=run,
-                task=task,
-                source=source,
-                flag=flag,
-                slots=virtual.slots(world.rank, world.size),
-                engines=engines,
-                bad=bad,
-                metrics=Metrics(run, task),
-                validation=validation,
-                checkpointer=checkpointer,
-                rollbacks=rollbacks,
-                alarms=Alarms(run, task, rollbacks, checkpointer),
-            )
-            return _until_the_end(training)
+        training = _Training(run, task, source, flag)
+        with contextlib.closing(training.checkpointer):
+            while isinstance(ended := _train(training), dict):  # go on from where it leads to
+                training.checkpointer.roll_back(ended["from"])
+                training.rollbacks.append(ended)
+                run.logger.event("rollback", step=ended["from"], **ended)
+    return ended
 
 
 def _check(source: Source, world: World) -> None:
@@ -113,17 +97,6 @@ def _check(source: Source, world: World) -> None:
             problem = str(error)
     if (found := world.gather(problem)[0]) is not None:
         raise ConfigError(found)
-
-
-def _until_the_end(t: _Training) -> Outcome:
-    """Train, and after each rollback go on from the checkpoint that it leads to."""
-    while True:
-        ended = _train(t)
-        if isinstance(ended, Outcome):
-            return ended
-        t.checkpointer.roll_back(ended["from"])
-        t.rollbacks.append(ended)
-        t.run.logger.event("rollback", step=ended["from"], **ended)
 
 
 def _train(t: _Training) -> Outcome | Rollback:
@@ -147,8 +120,7 @@ def _train(t: _Training) -> Outcome | Rollback:
 
 
 def _batches(t: _Training, first: int) -> Generator[Any, None, None]:
-    """This process's batches from step `first` on; after a rollback some steps have another
-    seed."""
+    """This process's batches from step `first` on; rollbacks give some steps another seed."""
     steps = range(first, t.run.config.loop.max_steps + 1)
     for seed, part in itertools.groupby(steps, key=t.rollbacks.seed_at):
         yield from t.source.batches(part, t.slots, seed)

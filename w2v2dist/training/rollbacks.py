@@ -1,6 +1,5 @@
-"""The rollbacks of a run: after one, the steps (from, until] draw everything (utterances, crops,
-masks, dropout) with another seed. RUN/rollbacks.jsonl remembers them, so that every later start
-draws the same."""
+"""The rollbacks of a run: after one, the steps (from, until] draw all (crops, masks, dropout) with
+another seed, at every later start as well: RUN/rollbacks.jsonl remembers them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The run folder: its lock, its resolved configuration, which may not change, and the logs of
-samples."""
+"""The run folder: its lock, its configuration, which may not change, and the logs of samples."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class InUseError(RuntimeError):
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold a run folder for this process, until it ends in whatever way (a POSIX record lock, which
-    workers do not inherit; file systems without locks are used without). Raises InUseError where
-    another process has it and does not go."""
+    workers do not inherit, where there are locks). Raises InUseError where another has it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "lock").open("a+", encoding="utf-8") as file:
         started = time.monotonic()
@@ -112,8 +110,8 @@ class Run:
 
 @contextlib.contextmanager
 def opened(config: Any, fingerprint: str, world: World) -> Iterator[Run]:
-    """The run folder of a configuration, held for this job; collective. Raises InUseError, and
-    ConfigError where it is another run's."""
+    """The run folder of a configuration, held for this job; collective. Raises InUseError or
+    ConfigError."""
     run_dir = Path(config.run_dir)
     with contextlib.ExitStack() as stack:
         if world.is_main:
@@ -139,8 +137,7 @@ def refused_changes(config: Any, old: dict[str, Any]) -> str:
 
 
 def prepare_run_folder(config: Any, fingerprint: str) -> None:
-    """Write config.yaml and environment.json of a new run; refuse a changed configuration of an old
-    one."""
+    """Write config.yaml and environment.json; refuse a changed configuration of an old run."""
     run_dir = Path(config.run_dir)
     resolved = run_dir / "config.yaml"
     if resolved.exists() and (lines := refused_changes(config, read_yaml(resolved))):
@@ -170,8 +167,7 @@ def starts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def attempt(run_dir: Path, step: int) -> dict[str, int]:
-    """Of a start at `step`: the number of this attempt, from 1, and how many logged steps of the
-    one before are lost."""
+    """Of a start at `step`: the attempt's number, from 1, and how many logged steps are lost."""
     before = starts(read_jsonl(run_dir / "events.jsonl"))
     since = before[-1]["time"] if before else 0.0
     steps = [r["step"] for r in read_jsonl(run_dir / "metrics.jsonl") if r.get("time", -1) >= since]

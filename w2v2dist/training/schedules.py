@@ -1,5 +1,4 @@
-"""What happens when: how long a training is, what is due at a step, and the learning rate (one step
-is one optimizer update)."""
+"""What is due at a step, and its learning rate. A step is one optimizer update."""
 
 from __future__ import annotations
 
@@ -30,14 +29,7 @@ class LoopConfig:
     stall_timeout_s: int = may_change(1800)
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_steps",
-            "log_every",
-            "validate_every",
-            "save_every",
-            "keep_last",
-            "timeout_s",
-        ):
+        for name in "max_steps log_every validate_every save_every keep_last timeout_s".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
         for name in ("stall_timeout_s", "keep_every"):
@@ -51,8 +43,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """Learning-rate schedule: `linear` (warm-up, then decay to 0) or `tri_stage` (warm-up, hold,
-    exponential decay)."""
+    """`linear` (warm-up, then decay to 0) or `tri_stage` (warm-up, hold, exponential decay)."""
 
     name: Literal["linear", "tri_stage"] = "linear"
     peak_lr: float = 5e-4
@@ -75,9 +66,8 @@ class ScheduleConfig:
 
 def warmup_steps(config: ScheduleConfig, max_steps: int) -> int:
     """Updates until the learning rate is at its peak."""
-    return (
-        config.warmup_steps if config.name == "linear" else int(config.warmup_fraction * max_steps)
-    )
+    fraction = int(config.warmup_fraction * max_steps)
+    return config.warmup_steps if config.name == "linear" else fraction
 
 
 def learning_rate(config: ScheduleConfig, step: int, max_steps: int) -> float:
@@ -85,9 +75,8 @@ def learning_rate(config: ScheduleConfig, step: int, max_steps: int) -> float:
     if config.name == "linear":
         if step <= config.warmup_steps:
             return config.peak_lr * step / max(1, config.warmup_steps)
-        return config.peak_lr * max(
-            0.0, (max_steps - step) / max(1, max_steps - config.warmup_steps)
-        )
+        left = (max_steps - step) / max(1, max_steps - config.warmup_steps)
+        return config.peak_lr * max(0.0, left)
     warmup = warmup_steps(config, max_steps)
     hold = int(config.hold_fraction * max_steps)
     decay = max(1, max_steps - warmup - hold)

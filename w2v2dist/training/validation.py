@@ -40,8 +40,7 @@ class Validation:
         return bool(due and self._source.validation)
 
     def run(self, step: int, flag: PreemptionFlag) -> dict[str, float] | None:
-        """Log and return the metrics, NAME/METRIC; collective. None where a signal came: it is
-        owed then."""
+        """Log and return NAME/METRIC; collective. None where a signal came: it is owed then."""
         self.owed = step
         values: dict[str, float] = {}
         for name in self._source.validation:
