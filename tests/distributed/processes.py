@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from w2v2dist.cli import main
 from w2v2dist.runtime.distributed import free_port
 from w2v2dist.runtime.logging import read_jsonl
 
@@ -66,28 +75,96 @@ def write_config(folder: Path, task: str, shards: Path, **values: Any) -> Path:
     return path
 
 
-def start(config: Path, world_size: int, *overrides: str) -> list[subprocess.Popen[str]]:
-    """Start `w2v2dist train` as `world_size` processes on this machine."""
+@functools.cache
+def fork_server() -> ForkServerContext:
+    """The process that trainings are forked from: it has imported all they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.preload"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]))
+        forkserver.ensure_running()
+    return context
+
+
+def _rank(arguments: list[str], env: dict[str, str], output: str) -> None:
+    """What `python -m w2v2dist.cli` does, in a process that was forked."""
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.clear()
+    os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # not the fork server's: Python's default
+    sys.argv = ["w2v2dist", *arguments]
+    sys.exit(main(arguments))
+
+
+class Forked:
+    """A forked training, with what the tests use of subprocess.Popen."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
+        self._output = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115
+        values = (arguments, env, self._output.name)
+        self._process = fork_server().Process(target=_rank, args=values)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired("w2v2dist", timeout or 0)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self._output.read(), None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Process = subprocess.Popen[str] | Forked
+
+
+def start(config: Path, world_size: int, *overrides: str, fresh: bool = False) -> list[Process]:
+    """Start `w2v2dist train` as `world_size` processes on this machine; `fresh`: not forked from
+    one that has imported everything, but by the command line, as a user does."""
     env = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(world_size),
     }
-    command = [sys.executable, "-m", "w2v2dist.cli", "train", str(config), *overrides]
+    arguments = ["train", str(config), *overrides]
+    ranks = [env | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world_size)]
+    if not fresh:
+        return [Forked(arguments, rank) for rank in ranks]
     return [
         subprocess.Popen(
-            command,
-            env={**env, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world_size)},
+            [sys.executable, "-m", "w2v2dist.cli", *arguments],
+            env=rank,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for r in range(world_size)
+        for rank in ranks
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout_s: float = 240) -> tuple[list[int], str]:
+def finish(processes: Sequence[Process], timeout_s: float = 240) -> tuple[list[int | None], str]:
     """Exit codes and the joined output; a process that outlasts the limit is killed."""
     output = ""
     try:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import synthetic_shards
 from tests.distributed.processes import finish, losses, samples, start, train, write_config
 from w2v2dist.checkpoint import candidates, read_parameters
 from w2v2dist.cli import main
@@ -112,12 +111,6 @@ def test_early_accuracy_ends_the_job_for_good(shards: Path, tmp_path: Path, acti
     (error,) = logs.glob("*.error")
     assert "alarm early_accuracy at step 1" in error.read_text()
     assert ("there is no checkpoint from before it" in error.read_text()) == (action == "rollback")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic everywhere: which step stands out must not depend on the audio at hand."""
-    return synthetic_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,16 @@ import pytest
 import soundfile
 
 from tests.conftest import replace_audio, synthetic_shards
-from tests.distributed.processes import event, finish, losses, samples, start, train, write_config
+from tests.distributed.processes import (
+    Process,
+    event,
+    finish,
+    losses,
+    samples,
+    start,
+    train,
+    write_config,
+)
 from w2v2dist.cli import main
 from w2v2dist.data.audio import to_flac
 from w2v2dist.data.index import ShardIndex
@@ -46,7 +55,7 @@ def fail(config: Path, *overrides: str) -> str:
 def test_a_missing_shard_is_named_by_every_rank(own_shards: Path, tmp_path: Path) -> None:
     shard = ShardIndex.load(own_shards).shard_path(0)
     shard.unlink()
-    codes, output = finish(start(write_config(tmp_path, "pretrain", own_shards), 2))
+    codes, output = finish(start(write_config(tmp_path, "pretrain", own_shards), 2, fresh=True))
     assert codes == [2, 2], output[-3000:]
     assert output.count(f"shard {shard} is missing: copy it again") == 2
     assert not (tmp_path / "run").exists()
@@ -83,7 +92,9 @@ def by_first_use(used: dict[tuple[int, int], Any], index: ShardIndex) -> list[Pa
     return [index.shard_paths[k] for k in order]
 
 
-def train_while(damage: Callable[[], None], config: Path, *overrides: str) -> tuple[list[int], str]:
+def train_while(
+    damage: Callable[[], None], config: Path, *overrides: str
+) -> tuple[list[int | None], str]:
     """Exit codes and output of two processes; `damage` is done after their first step."""
     processes = start(config, 2, *overrides)
     metrics = config.parent / "run" / "metrics.jsonl"
@@ -248,16 +259,14 @@ def test_fine_tuning_names_utterances_without_text(
     assert "has no 'text' label" in reasons.pop()
 
 
-def test_labels_outside_the_alphabet_are_named(tmp_path: Path) -> None:
-    from tests.conftest import synthetic_shards
-
-    shards = synthetic_shards(tmp_path / "labels", text="ÄRGER 42")
-    config = write_config(tmp_path, "finetune", shards, data={"max_bad_samples": 3})
+def test_labels_outside_the_alphabet_are_named(shards: Path, tmp_path: Path) -> None:
+    labels = synthetic_shards(tmp_path / "labels", text="ÄRGER 42")
+    config = write_config(tmp_path, "finetune", labels, data={"max_bad_samples": 3})
     assert "more than data.max_bad_samples = 3" in fail(config)
     reasons = [s["reason"] for s in read_jsonl(tmp_path / "run" / "logs" / "skipped-00000.jsonl")]
     assert all("'Ä', which is not in the alphabet" in reason for reason in reasons)
     assert reasons
-    overrides = [f"data.train={synthetic_shards(tmp_path / 'good')}", "loop.validate_every=1"]
+    overrides = [f"data.train={shards}", "loop.validate_every=1"]
     assert "no utterance of data.valid has a usable label" in fail(
         config, *overrides, "data.max_bad_samples=100", f"run_dir={tmp_path / 'other'}"
     )
@@ -297,7 +306,7 @@ def test_two_trainings_cannot_share_a_run_folder(shards: Path, tmp_path: Path) -
     config = write_config(tmp_path, "pretrain", shards, loop={"max_steps": 10_000})
     events = tmp_path / "run" / "events.jsonl"
 
-    def wait_for_start(process: subprocess.Popen[str], num_events: int) -> None:
+    def wait_for_start(process: Process, num_events: int) -> None:
         for _ in range(600):
             if len(read_jsonl(events)) >= num_events or process.poll() is not None:
                 break

@@ -7,20 +7,28 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
+from tests.distributed.processes import fork_server
 from w2v2dist import checkpoint
 from w2v2dist.runtime.distributed import World, free_port
 from w2v2dist.training import engine_state
 from w2v2dist.training.engine import Engine, EngineConfig, OptimizerConfig
 
 pytestmark = pytest.mark.timeout(400)
+
+
+def spawn(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Run it in two processes, which get their rank and the arguments."""
+    fork_server()
+    start_processes(function, arguments, nprocs=2, start_method="forkserver")
 
 
 def make_engine(rank: int, port: int, zero_stage: int) -> Engine:
@@ -72,7 +80,7 @@ def test_a_kill_while_a_thread_writes_leaves_whole_checkpoints_of_one_step_each(
     root = tmp_path / "checkpoints"
     arguments = (free_port(), zero_stage, moment, who, root)
     with pytest.raises((ProcessExitedException, ProcessRaisedException)):
-        spawn(save_and_die, arguments, nprocs=2)
+        spawn(save_and_die, arguments)
     assert [int(path.name[5:]) for path in checkpoint.candidates(root)] == left
     assert checkpoint.find(tmp_path).name == "step_00000002"
     for folder in checkpoint.candidates(root):
@@ -112,4 +120,4 @@ def fail_once(rank: int, port: int, root: Path) -> None:
 def test_a_process_that_cannot_write_fails_the_save_of_all_and_the_next_succeeds(
     tmp_path: Path,
 ) -> None:
-    spawn(fail_once, (free_port(), tmp_path), nprocs=2)
+    spawn(fail_once, (free_port(), tmp_path))

@@ -73,7 +73,7 @@ def test_a_signal_saves_and_the_same_command_continues_at_another_world_size(
     reference: Path, shards: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, "pretrain", shards, loop={"save_every": 100})
-    processes = start(config, 2)
+    processes = start(config, 2, fresh=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
@@ -150,7 +150,7 @@ def test_a_hang_ends_the_run_and_leaves_the_stacks_of_who_waited(
     shards: Path, tmp_path: Path
 ) -> None:
     loop = {"max_steps": 10_000, "stall_timeout_s": 40}
-    processes = start(write_config(tmp_path, "pretrain", shards, loop=loop), 2)
+    processes = start(write_config(tmp_path, "pretrain", shards, loop=loop), 2, fresh=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     try:
         while not read_jsonl(metrics) and processes[0].poll() is None:
