@@ -161,7 +161,7 @@ def jump(args: argparse.Namespace) -> None:
             epoch = {order.micro_batch(step, s).epoch for s in slots if s is not None}
             wall, cpu = time.perf_counter() - start, time.process_time() - cpu
             seconds = []
-            for item in training_items(slots, step + 1, step + args.steps // len(slots)):
+            for item in training_items(slots, range(step + 1, step + args.steps // len(slots) + 1)):
                 start = time.process_time()
                 order.micro_batch(*item)  # type: ignore[arg-type]
                 seconds.append(1000 * (time.process_time() - start))
@@ -187,7 +187,7 @@ class PlannedReads:
         if self.order is None:
             return 0
         index, used, (steps, worker) = self.order.index, 0, part
-        items = list(training_items(self.slots, steps[0], steps[-1]))
+        items = list(training_items(self.slots, steps))
         for item in items[worker :: self.order.config.num_workers]:
             micro = self.order.micro_batch(*item)  # type: ignore[arg-type]
             used += sum(len(index.key(i)) for i in micro.ids.tolist())
@@ -229,7 +229,6 @@ def rank_main(args: argparse.Namespace, rank: int, world_size: int, barrier: Any
             [*items, *items[: config.num_workers]],
             num_workers=config.num_workers,
             prefetch=config.prefetch,
-            device=torch.device("cpu"),
         )
         with closing(batches):
             for _ in items:  # the workers stay for the last one
