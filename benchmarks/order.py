@@ -1,8 +1,8 @@
 """The order of data at the size of Libri-Light: what an index of 12 million utterances costs.
 
-    python benchmarks/order.py --folder /scratch/order            # makes the index there, once
-    python benchmarks/order.py --folder /scratch/order --parts jump traffic
-    python benchmarks/order.py --folder /scratch/order --processes 16   # real ranks, tiny model
+    python -m benchmarks.order --folder /scratch/order            # makes the index there, once
+    python -m benchmarks.order --folder /scratch/order --parts jump traffic
+    python -m benchmarks.order --folder /scratch/order --processes 16   # real ranks, tiny model
 
 The index has no shards: no audio is read. Lengths, sizes and numbers of shards and speakers are
 those of 53,000 hours cut by shards/build.py; the configuration is LARGE's for LV-60k. Prints rows
