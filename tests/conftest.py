@@ -3,12 +3,16 @@ machine, real speech and the sources of the numbers (W2V2DIST_SHARED names their
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import soundfile
 import torch
@@ -101,9 +105,10 @@ def spoken_shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 def build_shards(source: Path, output: Path, shard_mb: str = "1") -> Path:
-    """Run shards/build.py."""
+    """Run shards/build.py, without its output."""
     arguments = ["--input", str(source), "--output", str(output), "--shard-mb", shard_mb]
-    assert build.main([*arguments, "--workers", "1"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert build.main([*arguments, "--workers", "1"]) == 0
     return output
 
 
@@ -121,12 +126,18 @@ def replace_audio(shards: Path, row: int, content: bytes) -> None:
         np.save(shards / f"index.{column}.npy", values)
 
 
-def synthetic_shards(output: Path, text: str = "ONE TWO", shard_mb: str = "1") -> Path:
-    """Shards of 65 utterances of 1 to 5 s by one made speaker."""
+def synthetic_shards(
+    output: Path,
+    text: str = "ONE TWO",
+    shard_mb: str = "1",
+    sound: Callable[[int, int], npt.NDArray[Any]] = talk,
+) -> Path:
+    """Shards of 65 utterances of 1 to 5 s by one made speaker, or of another sound: its arguments
+    are the number of samples and a seed."""
     source = output.parent / f"{output.name}-wav"
     source.mkdir(parents=True)
     for i in range(65):
         num_samples = int(np.random.default_rng(i).integers(16_000, 80_000))
-        soundfile.write(source / f"u{i:03d}.flac", talk(num_samples, i), 16_000)
+        soundfile.write(source / f"u{i:03d}.flac", sound(num_samples, i), 16_000)
         (source / f"u{i:03d}.txt").write_text(text, encoding="utf-8")
     return build_shards(source, output, shard_mb)

@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
+from tests.conftest import synthetic_shards
 from tests.distributed.processes import finish, losses, samples, start, train, write_config
 from w2v2dist.checkpoint import candidates, read_parameters
 from w2v2dist.cli import main
@@ -111,6 +114,21 @@ def test_early_accuracy_ends_the_job_for_good(shards: Path, tmp_path: Path, acti
     (error,) = logs.glob("*.error")
     assert "alarm early_accuracy at step 1" in error.read_text()
     assert ("there is no checkpoint from before it" in error.read_text()) == (action == "rollback")
+
+
+def noise(num_samples: int, seed: int) -> npt.NDArray[np.float64]:
+    """Noise whose loudness changes like syllables."""
+    rng = np.random.default_rng(seed)
+    rng.integers(16_000, 80_000)  # the number of samples
+    loudness = np.repeat(rng.random(-(-num_samples // 1_600)), 1_600)[:num_samples]
+    sound = np.convolve(rng.standard_normal(num_samples), rng.standard_normal(32), "same")
+    return 0.02 * loudness * sound
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audio on which the accuracy of a step stands out after the third, which speech need not."""
+    return synthetic_shards(tmp_path_factory.mktemp("shards"), sound=noise)
 
 
 @pytest.fixture(scope="module")
