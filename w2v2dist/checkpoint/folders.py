@@ -1,7 +1,5 @@
 """Step folders: their names, links, checksums and meta.json, and which are kept."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

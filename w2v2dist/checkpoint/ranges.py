@@ -1,7 +1,5 @@
 """Ranges of flat global tensors: what a checkpoint is made of, for any number of processes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ class FlatRange(Tensor):
     start: int
 
     @staticmethod
-    def __new__(cls, data: Tensor, start: int, numel: int) -> FlatRange:
+    def __new__(cls, data: Tensor, start: int, numel: int) -> "FlatRange":
         out: FlatRange = torch.Tensor._make_wrapper_subclass(
             cls, (numel,), dtype=data.dtype, device=data.device
         )

@@ -1,7 +1,5 @@
 """Read checkpoints: into the ranges of a training, or in one process as plain tensors."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What all processes do together to write or read a checkpoint: all succeed, or all fail alike."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -5,8 +5,6 @@ torch.distributed.checkpoint: each process writes the ranges that it owns. A thr
 copy in host memory, while training goes on.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Fine-tuning with CTC on letters or phones, from pre-trained or random weights (section 3.3)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

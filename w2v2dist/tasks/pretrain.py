@@ -1,7 +1,5 @@
 """Pre-training: masked contrastive learning over jointly learned quantized units (section 3)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

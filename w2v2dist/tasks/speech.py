@@ -4,8 +4,6 @@ LayerDrop is drawn here, outside the model: the same layers in every slot, so th
 save time and none waits for another's layers (a deadlock under ZeRO 3).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """`w2v2dist train`: one rank of the training that a configuration's `task:` names."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import traceback
@@ -31,7 +29,7 @@ def read_config(path: str, overrides: list[str]) -> Any:
     return from_dict(tasks[task], values)
 
 
-def open_source(config: Any) -> SpeechSource:
+def open_source(config: Any) -> "SpeechSource":
     """The data of a configuration, without its model."""
     from w2v2dist.tasks.finetune import finetune_source
     from w2v2dist.tasks.pretrain import pretrain_source
@@ -39,7 +37,7 @@ def open_source(config: Any) -> SpeechSource:
     return pretrain_source(config) if config.task == "pretrain" else finetune_source(config)
 
 
-def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> Outcome:
+def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outcome":
     """Run one rank of a training."""
     from w2v2dist.checkpoint import candidates
     from w2v2dist.runtime.distributed import World

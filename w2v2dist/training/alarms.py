@@ -1,7 +1,5 @@
 """Not learning is a failure: what raises an alarm, and whether the run stops or rolls back."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

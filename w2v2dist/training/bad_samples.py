@@ -1,7 +1,5 @@
 """Samples that cannot be used: each counted once, logged, and too many of them stop the run."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """When a run is saved, what came of it, and from where it goes on."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future

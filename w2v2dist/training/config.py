@@ -1,7 +1,5 @@
 """The settings of a training: the root above the parts that own theirs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from w2v2dist.data.config import DataConfig

@@ -1,7 +1,5 @@
 """A model under DeepSpeed: ZeRO 0-3, precision, Adam, gradients summed over a step's slots."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 from collections.abc import Callable

@@ -5,8 +5,6 @@ nothing. With engine.py this is the only reader of DeepSpeed's private attribute
 holds them against the pinned version.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

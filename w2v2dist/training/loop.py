@@ -1,7 +1,5 @@
 """The loop of every training: resume, step, log, validate, save, and stop when told to."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Generator, Iterator

@@ -1,7 +1,5 @@
 """Metrics of training: sums and times since the last record, and the line that a person reads."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 import statistics

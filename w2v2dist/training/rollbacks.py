@@ -1,8 +1,6 @@
 """The rollbacks of a run: after one, the steps (from, until] draw all (crops, masks, dropout) with
 another seed, at every later start as well: RUN/rollbacks.jsonl remembers them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

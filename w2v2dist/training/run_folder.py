@@ -1,7 +1,5 @@
 """The run folder: its lock, its configuration, which may not change, and the logs of samples."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """What is due at a step, and its learning rate. A step is one optimizer update."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """What differs between trainings: the protocol that the loop and its parts know a task by."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol

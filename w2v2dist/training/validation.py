@@ -1,7 +1,5 @@
 """Validation: the metrics of whole validation sets, in evaluation mode."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from typing import Any
