@@ -39,15 +39,13 @@ class DataConfig:
     tokens: Literal["letters", "phones"] = "letters"
 
     def __post_init__(self) -> None:
-        for name in (
-            "virtual_world_size",
-            "max_crop",
-            "min_samples",
-            "crop_multiple",
-            "shuffle_window",
-        ):
+        at_least_1 = "virtual_world_size max_crop min_samples crop_multiple shuffle_window prefetch"
+        for name in at_least_1.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        for name in "num_workers max_bad_samples read_retries read_timeout_s".split():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
         if self.max_crop > self.max_samples_per_slot:
             raise ValueError(
                 f"max_crop is {self.max_crop} but must be at most max_samples_per_slot "
@@ -63,16 +61,6 @@ class DataConfig:
                     f"speed_perturbation is {list(self.speed_perturbation)} but must list speeds "
                     f"from 0.5 to 2 in steps of 0.01; [1.0] leaves the audio as it is"
                 )
-        if self.num_workers < 0 or self.prefetch < 1 or self.max_bad_samples < 0:
-            raise ValueError(
-                f"num_workers ({self.num_workers}) and max_bad_samples ({self.max_bad_samples}) "
-                f"must not be negative, and prefetch ({self.prefetch}) must be at least 1"
-            )
-        if self.read_retries < 0 or self.read_timeout_s < 0:
-            raise ValueError(
-                f"read_retries ({self.read_retries}) and read_timeout_s ({self.read_timeout_s}) "
-                f"must not be negative"
-            )
         if self.crop_multiple > self.min_samples:
             raise ValueError(
                 f"crop_multiple is {self.crop_multiple} but must be at most min_samples"
