@@ -1,7 +1,5 @@
 """Labels to token ids and back: letters of LibriSpeech's alphabet, and TIMIT's phones."""
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from collections.abc import Iterable
@@ -14,8 +12,7 @@ LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # the order of fairseq's dict.l
 FOLDED = """aa ao, ah ax ax-h, er axr, hh hv, ih ix, l el, m em, n en nx, ng eng, sh zh, uw ux,
 sil h# pau epi bcl dcl gcl pcl tcl kcl cl vcl"""
 KEPT = "ae aw ay b ch d dh dx eh ey f g iy jh k ow oy p r s t th uh v w y z"
-GROUPS = [group.split() for group in [*FOLDED.split(","), *KEPT.split()]]
-FOLD = {phone: group[0] for group in GROUPS for phone in group}
+FOLD = {p: g.split()[0] for g in [*FOLDED.split(","), *KEPT.split()] for p in g.split()}
 PHONES = tuple(sorted({*FOLD.values()}))
 
 

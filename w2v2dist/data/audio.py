@@ -1,7 +1,5 @@
 """Audio files and FLAC bytes to float32 waveforms, 16 kHz mono, and back."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

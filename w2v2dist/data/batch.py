@@ -1,7 +1,5 @@
 """A slot's utterances, and the batch made of them: a core for the loop; tasks add their tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -49,8 +47,8 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function` applied to every tensor."""
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        changed = {k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        changed: dict[str, Any] = {k: function(v) for k, v in values if isinstance(v, Tensor)}
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> Self:

@@ -1,7 +1,5 @@
 """Settings of the data: which shards, and how micro-batches are made of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,22 +44,17 @@ class DataConfig:
         for name in "num_workers max_bad_samples read_retries read_timeout_s".split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
-        if self.max_crop > self.max_samples_per_slot:
-            raise ValueError(
-                f"max_crop is {self.max_crop} but must be at most max_samples_per_slot "
-                f"({self.max_samples_per_slot}): one utterance has to fit into a micro-batch"
-            )
-        if self.min_samples > self.max_crop:
-            raise ValueError(
-                f"min_samples is {self.min_samples} but must be at most max_crop ({self.max_crop})"
-            )
+        for name, limit in (
+            ("max_crop", "max_samples_per_slot"),  # one utterance has to fit into a micro-batch
+            ("min_samples", "max_crop"),
+            ("crop_multiple", "min_samples"),
+        ):
+            value, most = getattr(self, name), getattr(self, limit)
+            if value > most:
+                raise ValueError(f"{name} is {value} but must be at most {limit} ({most})")
         for speed in self.speed_perturbation or (0.0,):
             if not 0.5 <= speed <= 2 or abs(100 * speed - round(100 * speed)) > 1e-6:
                 raise ValueError(
                     f"speed_perturbation is {list(self.speed_perturbation)} but must list speeds "
                     f"from 0.5 to 2 in steps of 0.01; [1.0] leaves the audio as it is"
                 )
-        if self.crop_multiple > self.min_samples:
-            raise ValueError(
-                f"crop_multiple is {self.crop_multiple} but must be at most min_samples"
-            )

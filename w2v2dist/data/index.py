@@ -1,9 +1,7 @@
-"""The index of a folder of shards: which utterance lies where, without opening a tar.
-
-`index.json` names the shards; the columns beside it, `index.COLUMN.npy`, are memory-mapped, so that
-millions of utterances open at once and the processes of a node share the pages. Utterances are in
-shard order, then in the order of the tar.
-"""
+"""The index of a folder of shards: which utterance lies where, without opening a tar. `index.json`
+names the shards; the columns beside it, `index.COLUMN.npy`, are memory-mapped, so that millions of
+utterances open at once and the processes of a node share the pages. Utterances are in shard order,
+then in the order of the tar."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ def fingerprint_of(columns: dict[str, Column], keys: Column, shard_names: Sequen
 
 class ShardIndex:
     """The utterances of one or several folders of shards; columns are arrays of `len(index)`.
-
-    `shard_first` (num_shards + 1): shard k holds shard_first[k] … shard_first[k + 1] - 1.
-    """
+    `shard_first` (num_shards + 1): shard k holds shard_first[k] … shard_first[k + 1] - 1."""
 
     shard: Column
     offset: Column

@@ -1,7 +1,5 @@
 """Writes the index of a folder of shards (index.py reads it), one shard at a time in memory."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Workers that turn micro-batches into tensors, from any step on, in order, ahead of training."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable

@@ -1,11 +1,7 @@
 """The order of the data: (seed, step, slot) -> micro-batch, given a configuration and an index.
-
 Every slot reads its own stream. An epoch's line of utterances (line.py) is cut into
 `virtual_world_size` equal ranges; slot s has the s-th. Steps are found by counting micro-batches
-window by window. Nothing here reads audio.
-"""
-
-from __future__ import annotations
+window by window. Nothing here reads audio."""
 
 import bisect
 from typing import NamedTuple
@@ -29,11 +25,9 @@ class _Window(NamedTuple):
 
 
 class DataOrder:
-    """Which utterances, in which crops, slot `slot` uses at step `step` (1 is the first).
-
-    With `crop`, every utterance of a micro-batch is cropped to the shortest of them, so nothing is
-    padded (pre-training); without, utterances stay whole (fine-tuning).
-    """
+    """Which utterances, in which crops, slot `slot` uses at step `step` (1 is the first). With
+    `crop`, every utterance of a micro-batch is cropped to the shortest of them, so nothing is
+    padded (pre-training); without, utterances stay whole (fine-tuning)."""
 
     def __init__(self, index: ShardIndex, config: DataConfig, seed: int, crop: bool) -> None:
         self.index, self.config, self.seed, self.crop = index, config, seed, crop

@@ -1,7 +1,5 @@
 """Random access to tar members by byte offset: only the bytes that a step trains on are read."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -27,12 +25,10 @@ STALL_REST = 10  # a shard that did not answer is left alone for so many times r
 
 
 class ShardReader:
-    """Reads audio and labels of index rows; keeps the files of the last `max_open` shards open.
-
-    A read that fails is tried `retries` times more, on a file opened anew (a cached descriptor of a
+    """Reads audio and labels of index rows; keeps the files of the last `max_open` shards open. A
+    read that fails is tried `retries` times more, on a file opened anew (a cached descriptor of a
     replaced file stays stale), with growing pauses; one that takes over `timeout_s` has failed (0:
-    never). Then it raises ReadError.
-    """
+    never). Then it raises ReadError."""
 
     def __init__(
         self, index: ShardIndex, max_open: int = 64, *, retries: int = 5, timeout_s: float = 60.0

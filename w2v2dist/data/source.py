@@ -1,7 +1,5 @@
 """Shards of speech as a training's source of batches: a pure function of (step, slot, seed)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 

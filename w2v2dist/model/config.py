@@ -1,7 +1,5 @@
 """Architecture, masking and loss settings of wav2vec 2.0; defaults: BASE on LibriSpeech 960 h."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, fields
 from typing import Literal

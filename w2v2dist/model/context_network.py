@@ -1,9 +1,5 @@
 """Context network: convolutional positions and the Transformer (section 2).
-
-B batch, T frames, E width of the Transformer, H heads, D width of a head.
-"""
-
-from __future__ import annotations
+B batch, T frames, E width of the Transformer, H heads, D width of a head."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +14,9 @@ from w2v2dist.model.config import Wav2Vec2Config
 
 class PositionalConv(nn.Module):
     """Relative positions by grouped convolution, weight norm over its kernel axis; (B, T, E) kept.
-
     The weight is put together in this module's own forward, not by a parametrization, so that
     casting the model and ZeRO-3 (which gathers a module's own parameters around its forward) see
-    two plain parameters.
-    """
+    two plain parameters."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -38,8 +32,7 @@ class PositionalConv(nn.Module):
         v = self.weight_v.float()  # the norms are taken in fp32
         weight = (v * (self.weight_g.float() / v.norm(dim=(0, 1), keepdim=True))).type_as(x)
         y = F.conv1d(x.mT, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        if self.kernel % 2 == 0:  # an even kernel, padded on both sides, makes one frame too many
-            y = y[:, :, :-1]
+        y = y[:, :, : x.shape[1]]  # an even kernel, padded on both sides, makes a frame too many
         return F.gelu(y).mT
 
 

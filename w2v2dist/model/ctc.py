@@ -1,9 +1,5 @@
 """Fine-tuning: the pre-trained body and one linear layer, trained with CTC (section 3.3).
-
-B batch, S samples, T frames, E Transformer width.
-"""
-
-from __future__ import annotations
+B batch, S samples, T frames, E Transformer width."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,9 +1,5 @@
 """Feature encoder: waveform to frames by a stack of convolutions (section 2).
-
-B batch, S samples, C channels, T frames.
-"""
-
-from __future__ import annotations
+B batch, S samples, C channels, T frames."""
 
 from typing import Any
 

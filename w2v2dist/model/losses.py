@@ -1,9 +1,5 @@
 """Contrastive and diversity losses (section 3.2), summed as the reference implementation does.
-
-B batch, M masked frames of a row, K distractors, F width of the comparison, G codebooks, V entries.
-"""
-
-from __future__ import annotations
+B batch, M masked frames of a row, K distractors, F compared width, G codebooks, V entries."""
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +15,9 @@ def contrastive_logits(
     context: Tensor, targets: Tensor, target_ids: Tensor, distractors: Tensor, temperature: float
 ) -> Tensor:
     """Cosine similarities / `temperature` in fp32, (B, M, 1 + K), positive first (equation 3).
-
     context, targets (B, M, F); distractors (B, M, K) positions among the row's masked frames;
     target_ids (B, M) int64, equal where targets are: a distractor that equals the positive gets
-    -inf. All similarities of a row come from one product, so nothing of size (M, K, F) exists.
-    """
+    -inf. All similarities of a row come from one product, so nothing of size (M, K, F) exists."""
     context = F.normalize(context.float(), dim=-1, eps=1e-8)
     targets = F.normalize(targets.float(), dim=-1, eps=1e-8)
     similarities = (context @ targets.transpose(1, 2)) / temperature  # (B, M, M)
@@ -39,8 +33,7 @@ def contrastive_loss(logits: Tensor) -> tuple[Tensor, Tensor]:
     frame whose logits are all equal chose nothing."""
     flat = logits.flatten(0, 1).float()
     loss = F.cross_entropy(flat, flat.new_zeros(len(flat), dtype=torch.int64), reduction="sum")
-    with torch.no_grad():
-        correct = (flat.argmax(-1) == 0) & (flat.argmin(-1) != 0)
+    correct = (flat.argmax(-1) == 0) & (flat.argmin(-1) != 0)
     return loss, correct.sum()
 
 

@@ -1,9 +1,5 @@
 """Span masks and distractor draws (section 3.1, appendix A): pure functions of a numpy generator.
-
-B batch, T frames, M masked frames of a row, K distractors, E width of the Transformer.
-"""
-
-from __future__ import annotations
+B batch, T frames, M masked frames of a row, K distractors, E width of the Transformer."""
 
 from collections.abc import Sequence
 
@@ -50,12 +46,10 @@ def span_mask(
     rng: np.random.Generator, num_frames: int | Sequence[int], batch: int, config: Wav2Vec2Config
 ) -> Mask:
     """Time mask (B, T), True where masked, the same count in every row; T is the most frames.
-
     `num_frames` is one number for all `batch` rows or one for each (padding is never masked). The
     reference implementation's draw: about mask_prob * frames / mask_span_length starts without
     replacement, spans that may overlap, at least `min_mask_spans`, then random removal down to the
-    smallest row.
-    """
+    smallest row."""
     sizes = [num_frames] * batch if isinstance(num_frames, int) else list(num_frames)
     if len(sizes) != batch:
         raise ValueError(f"num_frames has {len(sizes)} entries but the batch has {batch} rows")

@@ -1,9 +1,5 @@
 """Gumbel product quantizer (section 2, equation 1) and its perplexities.
-
-B batch, N vectors in a row, C feature width, G codebooks, V entries in each, D codeword width.
-"""
-
-from __future__ import annotations
+B batch, N vectors in a row, C feature width, G codebooks, V entries in each, D codeword width."""
 
 import math
 from typing import NamedTuple

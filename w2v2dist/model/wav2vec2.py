@@ -1,10 +1,6 @@
 """The wav2vec 2.0 body shared by both tasks, and the pre-training model made of it.
-
-B batch, S samples, T frames, C conv channels, E Transformer width, M masked frames of a row, K
-distractors, G codebooks, V entries.
-"""
-
-from __future__ import annotations
+B batch, S samples, T frames, C conv channels, E Transformer width, M masked frames of a row,
+K distractors, G codebooks, V entries."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,11 +28,9 @@ class ModelOutput(NamedTuple):  # a tuple, because ZeRO-3's hooks look for tenso
 
 class PretrainingOutput(NamedTuple):
     """What the pre-training model returns; losses (0-d, fp32) are weighted, summed over frames.
-
     features (B, T, E) · logits (B, M, 1 + K), the positive first · codes (B, M, G) of the targets,
     None where they are continuous · num_masked B * M · perplexities 0-d, 0 without a quantizer.
-    Without a mask everything but the features is None or 0.
-    """
+    Without a mask everything but the features is None or 0."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -115,9 +109,8 @@ class Wav2Vec2Model(nn.Module):
 
     def _extract(self, waveforms: Tensor, freeze: bool) -> tuple[Tensor, Tensor]:
         scale = 0.0 if freeze else self.config.feature_grad_mult
-        waveforms = waveforms.to(self.mask_embedding.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features: Tensor = self.feature_encoder(waveforms)
+            features: Tensor = self.feature_encoder(waveforms.to(self.mask_embedding.dtype))
         if features.requires_grad:
             features = scale_gradient(features, scale)
         return features, features.float().pow(2).mean()
@@ -125,8 +118,8 @@ class Wav2Vec2Model(nn.Module):
     def _draw_layer_drop(self) -> list[bool]:
         if not self.training or self.config.layer_drop == 0:
             return [False] * self.config.num_layers
-        draws = torch.rand(self.config.num_layers)
-        return [draw <= self.config.layer_drop for draw in draws.tolist()]
+        draws = torch.rand(self.config.num_layers).tolist()
+        return [draw <= self.config.layer_drop for draw in draws]
 
 
 class Wav2Vec2ForPretraining(nn.Module):
@@ -209,11 +202,9 @@ class Wav2Vec2ForPretraining(nn.Module):
 
 
 def masked_positions(mask: Tensor, num_masked: int) -> Tensor:
-    """Frames (B, M) where `mask` (B, T) is True, in order; ValueError where a row has not M.
-
-    A stable sort, not `nonzero`, whose unknown size would make the host wait for the GPU; for the
-    same reason counts are checked on the CPU only.
-    """
+    """Frames (B, M) where `mask` (B, T) is True, in order; ValueError where a row has not M. A
+    stable sort, not `nonzero`, whose unknown size would make the host wait for the GPU; for the
+    same reason counts are checked on the CPU only."""
     if not mask.is_cuda and bool((mask.sum(1) != num_masked).any()):
         raise ValueError(
             f"mask has {mask.sum(1).tolist()} True frames per row but distractors are for "

@@ -1,7 +1,5 @@
 """Randomness as a pure function of a key: the same draw on any process, at any time."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

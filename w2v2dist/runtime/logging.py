@@ -1,7 +1,5 @@
 """Logs of a run folder: metrics.jsonl, events.jsonl, TensorBoard, the console (rank 0 writes)."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
