@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gc
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -38,7 +39,7 @@ from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.config import DataConfig
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.index_writer import ShardEntry, write_index
-from w2v2dist.data.loader import iterate, training_items
+from w2v2dist.data.loader import iterate
 from w2v2dist.data.order import DataOrder
 from w2v2dist.jobs.local import run_local
 from w2v2dist.jobs.plan import FLAC_BYTES_PER_HOUR
@@ -161,7 +162,8 @@ def jump(args: argparse.Namespace) -> None:
             epoch = {order.micro_batch(step, s).epoch for s in slots if s is not None}
             wall, cpu = time.perf_counter() - start, time.process_time() - cpu
             seconds = []
-            for item in training_items(slots, range(step + 1, step + args.steps // len(slots) + 1)):
+            steps = range(step + 1, step + args.steps // len(slots) + 1)
+            for item in itertools.product(steps, slots):
                 start = time.process_time()
                 order.micro_batch(*item)  # type: ignore[arg-type]
                 seconds.append(1000 * (time.process_time() - start))
@@ -187,7 +189,7 @@ class PlannedReads:
         if self.order is None:
             return 0
         index, used, (steps, worker) = self.order.index, 0, part
-        items = list(training_items(self.slots, steps))
+        items = list(itertools.product(steps, self.slots))
         for item in items[worker :: self.order.config.num_workers]:
             micro = self.order.micro_batch(*item)  # type: ignore[arg-type]
             used += sum(len(index.key(i)) for i in micro.ids.tolist())

@@ -33,7 +33,7 @@ from w2v2dist.interop import (
 from w2v2dist.interop.load import read_fairseq, read_huggingface
 from w2v2dist.interop.names import our_name, their_name
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
-from w2v2dist.model.temperature import TemperatureConfig
+from w2v2dist.model.config import TemperatureConfig
 from w2v2dist.tasks.finetune import FinetuneConfig, load_pretrained
 
 GROUP = Wav2Vec2Config(

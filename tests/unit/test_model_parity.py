@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.golden.make import NUM_SAMPLES, RUNS, VARIANTS, sample
 from w2v2dist.interop import fairseq_name, load_fairseq
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
-from w2v2dist.model.temperature import TemperatureConfig, temperature
+from w2v2dist.model.config import TemperatureConfig, temperature
 
 NO_DROPOUT = {
     name: 0.0

@@ -268,7 +268,7 @@ def test_perturbed_audio_is_the_resampled_recording(spoken_shards: Path, crop: b
     index = ShardIndex.load(spoken_shards)
     config = replace(CONFIG, virtual_world_size=1, speed_perturbation=(1.1,))
     order, reader = DataOrder(index, config, seed=1, crop=crop), ShardReader(index)
-    data = MicroBatches(reader, lambda rows: None, with_labels=False, normalized=False)  # type: ignore[arg-type, return-value]
+    data = MicroBatches(index, config, lambda rows: None, with_labels=False)  # type: ignore[arg-type, return-value]
     rows = data.rows(order.micro_batch(1, 0))
     assert rows.keys
     for row, wave in enumerate(rows.waveforms):

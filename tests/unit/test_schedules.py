@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2v2dist.model.temperature import TemperatureConfig, temperature
+from w2v2dist.model.config import TemperatureConfig, temperature
 from w2v2dist.training.schedules import ScheduleConfig, learning_rate
 
 

@@ -14,7 +14,7 @@ from tests.golden.make import VARIANTS
 from tests.unit.test_model_parity import golden_config, read
 from w2v2dist.interop import fairseq_name, load_fairseq
 from w2v2dist.model import Wav2Vec2ForPretraining
-from w2v2dist.model.temperature import temperature
+from w2v2dist.model.config import temperature
 from w2v2dist.training.engine import Adam, OptimizerConfig
 
 # Relative. Measured, largest of all updates and both variants: losses 8e-7, gradient norm 1e-5,

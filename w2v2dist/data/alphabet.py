@@ -1,7 +1,5 @@
 """Labels to token ids and back: letters of LibriSpeech's alphabet, and TIMIT's phones."""
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from collections.abc import Iterable
@@ -9,35 +7,24 @@ from collections.abc import Iterable
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # <pad> is the CTC blank
 LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # the order of fairseq's dict.ltr.txt
 
-# TIMIT's 61 symbols, or 48, to the 39 classes that are scored (Lee & Hon, 1989); q is deleted.
-FOLDED = {
-    "aa": "ao",
-    "ah": "ax ax-h",
-    "er": "axr",
-    "hh": "hv",
-    "ih": "ix",
-    "l": "el",
-    "m": "em",
-    "n": "en nx",
-    "ng": "eng",
-    "sh": "zh",
-    "sil": "h# pau epi bcl dcl gcl pcl tcl kcl cl vcl",
-    "uw": "ux",
-}
+# TIMIT's 61 symbols, or 48, to the 39 classes that are scored (Lee & Hon, 1989): the first of each
+# group stands for all of it; q is deleted.
+FOLDED = """aa ao, ah ax ax-h, er axr, hh hv, ih ix, l el, m em, n en nx, ng eng, sh zh, uw ux,
+sil h# pau epi bcl dcl gcl pcl tcl kcl cl vcl"""
 KEPT = "ae aw ay b ch d dh dx eh ey f g iy jh k ow oy p r s t th uh v w y z"
-PHONES = tuple(sorted([*FOLDED, *KEPT.split()]))
-FOLD = {phone: phone for phone in PHONES} | {
-    old: new for new, names in FOLDED.items() for old in names.split()
-}
+FOLD = {p: g.split()[0] for g in [*FOLDED.split(","), *KEPT.split()] for p in g.split()}
+PHONES = tuple(sorted({*FOLD.values()}))
 
 
 class _Tokenizer:
     """Token ids of a fixed alphabet; 0 is the CTC blank, 1 to 3 are never produced by `encode`."""
 
     blank_id = 0
+    label: str  # the member of an utterance's labels that is encoded
+    alphabet: tuple[str, ...]
 
-    def __init__(self, alphabet: Iterable[str]) -> None:
-        self.tokens: tuple[str, ...] = (*SPECIAL, *alphabet)
+    def __init__(self) -> None:
+        self.tokens: tuple[str, ...] = (*SPECIAL, *self.alphabet)
         self.ids = {token: i for i, token in enumerate(self.tokens)}
 
     @property
@@ -54,10 +41,7 @@ class _Tokenizer:
 class LetterTokenizer(_Tokenizer):
     """32 tokens: the special ones, `|` between words, and 26 letters with the apostrophe."""
 
-    label = "text"  # the member of an utterance's labels that is encoded
-
-    def __init__(self) -> None:
-        super().__init__(LETTERS)
+    label, alphabet = "text", LETTERS
 
     def encode(self, text: str) -> list[int]:
         """Text of any case to ids. Raises ValueError naming a character outside the alphabet."""
@@ -78,10 +62,7 @@ class LetterTokenizer(_Tokenizer):
 class PhoneTokenizer(_Tokenizer):
     """43 tokens: the special ones and TIMIT's 39 classes, into which 61 or 48 are folded."""
 
-    label = "phones"
-
-    def __init__(self) -> None:
-        super().__init__(PHONES)
+    label, alphabet = "phones", PHONES
 
     def encode(self, text: str) -> list[int]:
         """Phones separated by spaces to ids, without q. Raises ValueError naming a stranger."""

@@ -1,7 +1,5 @@
 """Audio files and FLAC bytes to float32 waveforms, 16 kHz mono, and back."""
 
-from __future__ import annotations
-
 import io
 import math
 import re
@@ -28,10 +26,8 @@ class ReadError(BadSample):
 
 
 def decode(data: bytes, start: int = 0, num_samples: int | None = None) -> Waveform:
-    """Decode `num_samples` (None: all) from sample `start` on of a 16 kHz mono file held in memory.
-
-    Returns (S,) float32 in [-1, 1]. Raises BadSample where fewer samples can be had.
-    """
+    """Decode `num_samples` (None: all) from sample `start` on of a 16 kHz mono file held in memory:
+    (S,) float32 in [-1, 1]. Raises BadSample where fewer samples can be had."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.samplerate != SAMPLE_RATE or file.channels != 1:
@@ -64,8 +60,7 @@ def normalize(waveform: Waveform) -> Waveform:
     """Zero mean and unit variance over all samples, as torch's layer_norm does (eps 1e-5)."""
     mean = waveform.mean(dtype=np.float64)
     variance = np.square(waveform - mean, dtype=np.float64).mean()
-    out: Waveform = ((waveform - mean) / math.sqrt(variance + 1e-5)).astype(np.float32)
-    return out
+    return np.asarray((waveform - mean) / math.sqrt(variance + 1e-5), np.float32)
 
 
 def to_flac(waveform: Waveform) -> bytes:
@@ -85,11 +80,8 @@ def flac_num_samples(head: bytes) -> int:
 
 
 def load_any(path: str | Path) -> Waveform:
-    """Read a file of any format, rate and channel count that libsndfile knows.
-
-    Returns (S,) float32 at 16 kHz, the mean of the channels. Raises BadSample where the file is
-    unreadable, truncated, empty or not finite.
-    """
+    """Read a file of any format, rate and channel count that libsndfile knows: (S,) float32 at 16
+    kHz, the mean of the channels. Raises BadSample: unreadable, truncated, empty or not finite."""
     blocks = []
     try:
         with soundfile.SoundFile(str(path)) as file:
@@ -137,5 +129,4 @@ def resample(waveform: Waveform, rate: int) -> Waveform:
         out = sinc_resample(torch.from_numpy(waveform), rate, SAMPLE_RATE, lowpass_filter_width=64)
     finally:
         torch.set_num_threads(num_threads)
-    result: Waveform = out.numpy()
-    return result
+    return np.asarray(out)

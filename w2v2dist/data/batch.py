@@ -1,23 +1,17 @@
-"""A slot's utterances while a batch is made of them, and the batch: a small core that the loop
-reads; each task adds its own tensors."""
+"""A slot's utterances, and the batch made of them: a core for the loop; tasks add their tensors."""
 
-from __future__ import annotations
-
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from w2v2dist.data.alphabet import Alphabet
+from w2v2dist.data.audio import Waveform
 from w2v2dist.data.batching import MicroBatch
 from w2v2dist.runtime.keyed import keyed_rng
-
-B = TypeVar("B", bound="Batch")
 
 
 @dataclass(slots=True)
@@ -26,7 +20,7 @@ class Rows:
     micro-batch, so that what is drawn per row does not change when another row is skipped."""
 
     micro: MicroBatch
-    waveforms: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    waveforms: list[Waveform] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     position: list[int] = field(default_factory=list)
@@ -51,19 +45,17 @@ class Batch:
     used: dict[str, Any] | None = None  # the audit record; None where nothing is used
     bad: list[dict[str, Any]] = field(default_factory=list)
 
-    def map(self: B, function: Callable[[Tensor], Tensor]) -> B:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function` applied to every tensor."""
-        out = copy.copy(self)
-        for item in fields(self):
-            if isinstance(value := getattr(self, item.name), Tensor):
-                setattr(out, item.name, function(value))
-        return out
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        changed: dict[str, Any] = {k: function(v) for k, v in values if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
-    def to(self: B, device: torch.device) -> B:
+    def to(self, device: torch.device) -> Self:
         """The batch on a device; from pinned memory the copy does not block."""
         return self if device.type == "cpu" else self.map(lambda t: t.to(device, non_blocking=True))
 
-    def pin_memory(self: B) -> B:
+    def pin_memory(self) -> Self:
         """Called by the DataLoader when training on a GPU."""
         return self.map(Tensor.pin_memory)
 
@@ -78,13 +70,12 @@ class SpeechBatch(Batch):
 
 def core(rows: Rows, num_targets: float, mask: Tensor | None = None) -> dict[str, Any]:
     """The fields of a batch of these rows that the loop knows; `mask` (B, T) for the audit."""
-    micro, keys = rows.micro, rows.keys
     return {
-        "step": micro.step,
-        "slot": micro.slot,
+        "step": rows.micro.step,
+        "slot": rows.micro.slot,
         "num_targets": num_targets,
         "amount": sum(map(len, rows.waveforms)),
-        "used": usage(micro, keys, rows.position, mask),
+        "used": usage(rows.micro, rows.keys, rows.position, mask),
         "bad": rows.bad,
     }
 
@@ -104,18 +95,15 @@ def usage(
 
 
 def empty_waveform(seed: int, num_samples: int) -> Tensor:
-    """(1, num_samples) of noise: what a slot without utterances runs on, so that every process
-    does the same."""
+    """(1, num_samples) of noise: a slot without utterances runs on it, as every process must."""
     noise = keyed_rng(seed, "empty").standard_normal(num_samples).astype("float32")
     return torch.from_numpy(noise)[None]
 
 
-def pad(waveforms: list[npt.NDArray[np.float32]]) -> tuple[Tensor, Tensor | None]:
+def pad(waveforms: list[Waveform]) -> tuple[Tensor, Tensor | None]:
     """Stack (S,) arrays to (B, S); the true lengths (B,) where they differ, else None."""
     lengths = [len(w) for w in waveforms]
-    out = torch.zeros(len(waveforms), max(lengths))
-    for row, wave in zip(out, waveforms, strict=True):
-        row[: len(wave)] = torch.from_numpy(wave)
+    out = pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
     return out, None if len(set(lengths)) == 1 else torch.tensor(lengths)
 
 
@@ -127,17 +115,14 @@ def encode_labels(
     targets: list[list[int]] = []
     for row in reversed(range(len(rows.keys))):
         try:
-            if not rows.labels[row].get(alphabet.label):
+            if not (label := rows.labels[row].get(alphabet.label)):
                 raise ValueError(
                     f"has no {alphabet.label!r} label: fine-tuning needs one for every utterance; "
                     "build the shards from transcribed audio"
                 )
-            ids = alphabet.encode(rows.labels[row][alphabet.label])
-            frames = len(ids) if num_frames is None else num_frames(len(rows.waveforms[row]))
-            if len(ids) > frames:
-                raise ValueError(
-                    f"its label has {len(ids)} tokens but its audio only {frames} frames"
-                )
+            num = len(ids := alphabet.encode(label))
+            if num_frames and num > (most := num_frames(len(rows.waveforms[row]))):
+                raise ValueError(f"its label has {num} tokens but its audio only {most} frames")
             targets.insert(0, ids)
         except ValueError as error:
             rows.reject(row, str(error))

@@ -68,15 +68,11 @@ def batch_by_size(ids: Array, sizes: Array, max_samples: int) -> list[Array]:
 
 
 def validation_batches(index: ShardIndex, config: DataConfig, crop: bool) -> list[MicroBatch]:
-    """Every utterance of a validation set once, longest first; `slot` is the number of the
-    micro-batch.
-
-    With `crop`, the middle `max_crop` samples at most of an utterance are used; without, all of it.
-    """
+    """Every utterance of a validation set once, longest first; `slot` counts micro-batches. With
+    `crop`, the middle `max_crop` samples at most of an utterance are used; without, all of it."""
     keep = np.flatnonzero(index.num_samples >= (config.min_samples if crop else 1)).astype(np.int64)
     sizes = index.num_samples[keep].astype(np.int64)
-    if crop:
-        sizes = np.minimum(sizes, config.max_crop)
+    sizes = np.minimum(sizes, config.max_crop) if crop else sizes
     out = []
     for slot, ids in enumerate(batch_by_size(keep, sizes, config.max_samples_per_slot)):
         full = index.num_samples[ids].astype(np.int64)

@@ -1,7 +1,5 @@
 """Settings of the data: which shards, and how micro-batches are made of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,41 +37,24 @@ class DataConfig:
     tokens: Literal["letters", "phones"] = "letters"
 
     def __post_init__(self) -> None:
-        for name in (
-            "virtual_world_size",
-            "max_crop",
-            "min_samples",
-            "crop_multiple",
-            "shuffle_window",
-        ):
+        at_least_1 = "virtual_world_size max_crop min_samples crop_multiple shuffle_window prefetch"
+        for name in at_least_1.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-        if self.max_crop > self.max_samples_per_slot:
-            raise ValueError(
-                f"max_crop is {self.max_crop} but must be at most max_samples_per_slot "
-                f"({self.max_samples_per_slot}): one utterance has to fit into a micro-batch"
-            )
-        if self.min_samples > self.max_crop:
-            raise ValueError(
-                f"min_samples is {self.min_samples} but must be at most max_crop ({self.max_crop})"
-            )
+        for name in "num_workers max_bad_samples read_retries read_timeout_s".split():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        for name, limit in (
+            ("max_crop", "max_samples_per_slot"),  # one utterance has to fit into a micro-batch
+            ("min_samples", "max_crop"),
+            ("crop_multiple", "min_samples"),
+        ):
+            value, most = getattr(self, name), getattr(self, limit)
+            if value > most:
+                raise ValueError(f"{name} is {value} but must be at most {limit} ({most})")
         for speed in self.speed_perturbation or (0.0,):
             if not 0.5 <= speed <= 2 or abs(100 * speed - round(100 * speed)) > 1e-6:
                 raise ValueError(
                     f"speed_perturbation is {list(self.speed_perturbation)} but must list speeds "
                     f"from 0.5 to 2 in steps of 0.01; [1.0] leaves the audio as it is"
                 )
-        if self.num_workers < 0 or self.prefetch < 1 or self.max_bad_samples < 0:
-            raise ValueError(
-                f"num_workers ({self.num_workers}) and max_bad_samples ({self.max_bad_samples}) "
-                f"must not be negative, and prefetch ({self.prefetch}) must be at least 1"
-            )
-        if self.read_retries < 0 or self.read_timeout_s < 0:
-            raise ValueError(
-                f"read_retries ({self.read_retries}) and read_timeout_s ({self.read_timeout_s}) "
-                f"must not be negative"
-            )
-        if self.crop_multiple > self.min_samples:
-            raise ValueError(
-                f"crop_multiple is {self.crop_multiple} but must be at most min_samples"
-            )

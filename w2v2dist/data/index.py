@@ -1,9 +1,7 @@
-"""The index of a folder of shards: which utterance lies where, without opening a tar.
-
-`index.json` names the shards; the columns beside it, `index.COLUMN.npy`, are memory-mapped, so that
-millions of utterances open at once and the processes of a node share the pages. Utterances are in
-shard order, then in the order of the tar.
-"""
+"""The index of a folder of shards: which utterance lies where, without opening a tar. `index.json`
+names the shards; the columns beside it, `index.COLUMN.npy`, are memory-mapped, so that millions of
+utterances open at once and the processes of a node share the pages. Utterances are in shard order,
+then in the order of the tar."""
 
 from __future__ import annotations
 
@@ -20,15 +18,9 @@ from numpy.typing import NDArray
 
 VERSION = 1
 # speaker: position in index.json's "speakers", -1 unknown · label_size: 0 without a .json member
-COLUMNS = {
-    "shard": "<u4",
-    "offset": "<u8",
-    "size": "<u4",
-    "num_samples": "<u4",
-    "label_offset": "<u8",
-    "label_size": "<u4",
-    "speaker": "<i4",
-}
+TYPES = "shard:u4 offset:u8 size:u4 num_samples:u4 label_offset:u8 label_size:u4 speaker:i4"
+COLUMNS = {column: f"<{kind}" for column, kind in (pair.split(":") for pair in TYPES.split())}
+FILES = COLUMNS | {"key_end": "<u8"}  # where each key ends in index.keys.txt
 REBUILD = "run shards/build.py again with the same arguments (it makes only what is missing)"
 
 Column = NDArray[Any]
@@ -43,7 +35,7 @@ def open_keys(path: Path) -> Column:
 def fingerprint_of(columns: dict[str, Column], keys: Column, shard_names: Sequence[str]) -> str:
     """What tells one index from another: its shards' names, columns and keys."""
     digest = hashlib.sha256("\n".join(shard_names).encode())
-    for column in [*COLUMNS, "key_end"]:
+    for column in FILES:
         digest.update(np.ascontiguousarray(columns[column]).data)
     digest.update(keys.data)
     return digest.hexdigest()[:16]
@@ -51,9 +43,7 @@ def fingerprint_of(columns: dict[str, Column], keys: Column, shard_names: Sequen
 
 class ShardIndex:
     """The utterances of one or several folders of shards; columns are arrays of `len(index)`.
-
-    `shard_first` (num_shards + 1): shard k holds shard_first[k] … shard_first[k + 1] - 1.
-    """
+    `shard_first` (num_shards + 1): shard k holds shard_first[k] … shard_first[k + 1] - 1."""
 
     shard: Column
     offset: Column
@@ -73,13 +63,9 @@ class ShardIndex:
         self.shard_sha256 = [str(shard["sha256"]) for shard in content["shards"]]
         counts = [shard["num_utterances"] for shard in content["shards"]]
         self.shard_first: NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)
-        self._set(columns)
+        vars(self).update((column, columns[column]) for column in COLUMNS)
         # (first utterance, key_end, bytes of the keys) of each folder
-        self._keys: list[tuple[int, Column, Column]] = []
-
-    def _set(self, columns: dict[str, Column]) -> None:
-        for column in COLUMNS:
-            setattr(self, column, columns[column])
+        self._keys = [(0, columns["key_end"], open_keys(folder / "index.keys.txt"))]
 
     @classmethod
     def load(cls, folder: str | Path) -> ShardIndex:
@@ -90,14 +76,13 @@ class ShardIndex:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != VERSION:
                 raise ValueError(f"its version is {content['version']}, not {VERSION}")
-            columns = {
-                c: np.load(folder / f"index.{c}.npy", mmap_mode="r") for c in [*COLUMNS, "key_end"]
-            }
+            columns = {c: np.load(folder / f"index.{c}.npy", mmap_mode="r") for c in FILES}
             index = cls(folder, content, columns)
-            wrong = [c for c, array in columns.items() if len(array) != index.shard_first[-1]]
+            wrong = [c for c, array in columns.items() if len(array) != len(index)]
             num_bytes = int(columns["key_end"][-1]) if len(index) else 0
-            if wrong or (folder / "index.keys.txt").stat().st_size != num_bytes:
+            if wrong or len(index._keys[0][2]) != num_bytes:
                 raise ValueError(f"columns {', '.join(wrong) or 'keys'} have another size")
+            return index
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} holds no shard index ({Path(error.filename).name} is missing): "
@@ -107,8 +92,6 @@ class ShardIndex:
             raise ValueError(
                 f"the shard index {path} cannot be used ({error}): delete it and {REBUILD}"
             ) from None
-        index._keys = [(0, columns["key_end"], open_keys(folder / "index.keys.txt"))]
-        return index
 
     @classmethod
     def load_many(cls, folders: str | Path) -> ShardIndex:
@@ -140,7 +123,7 @@ class ShardIndex:
             index.shard_bytes += part.shard_bytes
             index.shard_sha256 += part.shard_sha256
         index.speakers = speakers
-        index._set(columns)
+        vars(index).update(columns)
         return index
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
@@ -175,8 +158,7 @@ class ShardIndex:
     def check_shard_sizes(self) -> None:
         """Raise ValueError naming shards that are missing or differ in size, and the remedy."""
         with ThreadPoolExecutor(32) as pool:  # a network file system answers many at a time
-            found = list(pool.map(self.shard_problem, range(len(self._paths))))
-        problems = [problem for problem in found if problem is not None]
+            problems = [*filter(None, pool.map(self.shard_problem, range(len(self._paths))))]
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError("; ".join(problems[:5]) + more)
@@ -203,8 +185,7 @@ class ShardIndex:
         actual = fingerprint_of(columns, self._keys[0][2], names)
         if actual == self.fingerprint:
             return None
-        folder = self.shard_paths[0].parent if self.shard_paths else "the folder"
         return (
-            f"the index in {folder} was changed (its columns have fingerprint {actual}, index.json "
-            f"says {self.fingerprint}): delete index.json and {REBUILD}"
+            f"the index in {self.folders} was changed (its columns have fingerprint {actual}, "
+            f"index.json says {self.fingerprint}): delete index.json and {REBUILD}"
         )

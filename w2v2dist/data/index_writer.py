@@ -1,7 +1,5 @@
 """Writes the index of a folder of shards (index.py reads it), one shard at a time in memory."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -15,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from w2v2dist.data.audio import flac_num_samples
-from w2v2dist.data.index import COLUMNS, REBUILD, VERSION, Column, fingerprint_of, open_keys
+from w2v2dist.data.index import FILES, REBUILD, VERSION, Column, fingerprint_of, open_keys
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,10 +34,8 @@ class ShardEntry:
 
 def index_shard(path: Path) -> ShardEntry:
     """Read headers, labels and checksum of a tar. Raises ValueError where it is not whole."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     entry = ShardEntry(path=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
     labels: dict[str, tuple[int, int, str | None]] = {}
     try:
@@ -71,10 +67,7 @@ class _Columns:
     """The files of an index while it is written: a column each, and the keys."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.files = {
-            column: stack.enter_context(atomic(folder / f"index.{column}.npy"))
-            for column in (*COLUMNS, "key_end")
-        }
+        self.files = {c: stack.enter_context(atomic(folder / f"index.{c}.npy")) for c in FILES}
         self.keys = stack.enter_context(atomic(folder / "index.keys.txt"))
         self.shards: list[dict[str, Any]] = []  # as index.json describes them
         self._numbers: dict[str | None, int] = {None: -1}  # of the speakers, as they come
@@ -94,7 +87,7 @@ class _Columns:
         special = {"shard": [len(self.shards)] * len(encoded), "key_end": ends, "speaker": []}
         for column, file in self.files.items():
             values = special[column] if column in special else getattr(shard, column)
-            file.write(np.asarray(values, _dtype(column)).tobytes())
+            file.write(np.asarray(values, FILES[column]).tobytes())
         described = {"path": shard.path, "num_utterances": len(encoded)}
         self.shards.append({**described, "bytes": shard.bytes, "sha256": shard.sha256})
 
@@ -123,10 +116,8 @@ class _Columns:
 def write_index(
     folder: Path, name: str, shards: Iterable[ShardEntry], summary: dict[str, Any]
 ) -> str:
-    """Write the index of `shards`, tars in `folder`; returns its fingerprint.
-
-    One shard at a time is in memory; `summary` is written last, so that `shards` may count in it.
-    """
+    """Write the index of `shards`, tars in `folder`; returns its fingerprint. One shard at a time
+    is in memory; `summary` is written last, so that `shards` may count in it."""
     with ExitStack() as stack:
         columns = _Columns(folder, stack)
         for shard in shards:
@@ -137,14 +128,10 @@ def write_index(
     return str(content["fingerprint"])
 
 
-def _dtype(column: str) -> str:
-    return COLUMNS.get(column, "<u8")
-
-
 def _write_header(file: BinaryIO, column: str, count: int) -> None:
     """The header of a .npy file; numpy gives it the same size for any count."""
     file.seek(0)
-    header = {"descr": _dtype(column), "fortran_order": False, "shape": (count,)}
+    header = {"descr": FILES[column], "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
 
 

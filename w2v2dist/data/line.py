@@ -1,8 +1,6 @@
 """An epoch of one corpus: its shards permuted, the utterances that may be used laid end to end, and
 the speed at which each is played. Nothing here reads audio."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,12 +1,9 @@
-"""Workers that turn a process's micro-batches into tensors, from any step on, in order, ahead of
-the training."""
-
-from __future__ import annotations
+"""Workers that turn micro-batches into tensors, from any step on, in order, ahead of training."""
 
 import os
 import signal
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,30 +11,32 @@ from torch.utils.data import DataLoader, Dataset
 from w2v2dist.data.audio import SAMPLE_RATE, BadSample, ReadError, normalize, resample
 from w2v2dist.data.batch import Batch, Rows
 from w2v2dist.data.batching import MicroBatch
+from w2v2dist.data.config import DataConfig
+from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.order import DataOrder
 from w2v2dist.data.reader import ShardReader
 
-
-class Collate(Protocol):
-    """Makes a task's batch of decoded rows; None asks for an empty slot's. Runs in a worker."""
-
-    def __call__(self, rows: Rows | None) -> Batch: ...
+# Makes a task's batch of decoded rows; None asks for an empty slot's. Runs in a worker.
+Collate = Callable[[Rows | None], Batch]
 
 
 class MicroBatches(Dataset[Batch]):
-    """Maps a planned micro-batch to a Batch: read, decode, collate."""
+    """Maps a planned micro-batch to a Batch: read (as the configuration says), decode, collate.
+    `order` is for items that are (step, slot)."""
 
     def __init__(
         self,
-        reader: ShardReader,
+        index: ShardIndex,
+        config: DataConfig,
         collate: Collate,
-        order: DataOrder | None = None,  # for items that are (step, slot)
+        order: DataOrder | None = None,
         *,
         with_labels: bool,
-        normalized: bool,
     ) -> None:
-        self.reader, self.collate, self.order = reader, collate, order
-        self.with_labels, self.normalized = with_labels, normalized
+        retries, timeout_s = config.read_retries, config.read_timeout_s
+        self.reader = ShardReader(index, retries=retries, timeout_s=timeout_s)
+        self.collate, self.order = collate, order
+        self.with_labels, self.normalized = with_labels, config.normalize
 
     def __getitem__(self, item: tuple[int, int | None] | MicroBatch | None) -> Batch:
         if isinstance(item, tuple):
@@ -73,10 +72,8 @@ def iterate(
     dataset: MicroBatches, items: Iterable[Any], *, num_workers: int, prefetch: int
 ) -> Generator[Any, None, None]:
     """Batches of `items` in order, made by `num_workers` processes, each up to `prefetch` ahead.
-
-    Close the generator to end the workers.
-    """
-    workers = min(num_workers, max(1, (os.cpu_count() or 1))) if num_workers else 0
+    Close the generator to end the workers."""
+    workers = min(num_workers, os.cpu_count() or 1)
     loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_size=None,
@@ -90,16 +87,6 @@ def iterate(
 
 
 def _ignore_signals(worker: int) -> None:
-    """A preemption signals every process of the job: workers go on until their rank has saved (they
-    end with it)."""
+    """A preemption signals all processes of a job: workers go on, and end with their rank."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def training_items(
-    slots: list[int | None], steps: Iterable[int]
-) -> Iterator[tuple[int, int | None]]:
-    """(step, slot) of a process: all its slots of a step, then the next step."""
-    for step in steps:
-        for slot in slots:
-            yield step, slot

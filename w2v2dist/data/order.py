@@ -1,15 +1,10 @@
-"""The order of the data: (seed, step, slot) -> micro-batch, a pure function of configuration and
-index.
-
+"""The order of the data: (seed, step, slot) -> micro-batch, given a configuration and an index.
 Every slot reads its own stream. An epoch's line of utterances (line.py) is cut into
 `virtual_world_size` equal ranges; slot s has the s-th. Steps are found by counting micro-batches
-window by window. Nothing here reads audio.
-"""
-
-from __future__ import annotations
+window by window. Nothing here reads audio."""
 
 import bisect
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +16,7 @@ from w2v2dist.data.line import Line
 from w2v2dist.runtime.keyed import keyed_rng
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
+class _Window(NamedTuple):
     """The micro-batches of a slot's window in order: the k-th begins at row cuts[k]."""
 
     ids: npt.NDArray[np.uint32]
@@ -31,11 +25,9 @@ class _Window:
 
 
 class DataOrder:
-    """Which utterances, in which crops, slot `slot` uses at step `step` (1 is the first).
-
-    With `crop`, every utterance of a micro-batch is cropped to the shortest of them, so nothing is
-    padded (pre-training); without, utterances stay whole (fine-tuning).
-    """
+    """Which utterances, in which crops, slot `slot` uses at step `step` (1 is the first). With
+    `crop`, every utterance of a micro-batch is cropped to the shortest of them, so nothing is
+    padded (pre-training); without, utterances stay whole (fine-tuning)."""
 
     def __init__(self, index: ShardIndex, config: DataConfig, seed: int, crop: bool) -> None:
         self.index, self.config, self.seed, self.crop = index, config, seed, crop
@@ -44,14 +36,12 @@ class DataOrder:
         if self.num_eligible < config.virtual_world_size:
             raise ValueError(
                 f"the shards hold {self.num_eligible} utterances of {config.min_samples} samples "
-                f"or more but "
-                f"data.virtual_world_size is {config.virtual_world_size}, and each slot needs "
-                f"one: add audio, or "
-                "lower data.virtual_world_size or data.min_samples"
+                f"or more but data.virtual_world_size is {config.virtual_world_size}, and each "
+                "slot needs one: add audio, or lower data.virtual_world_size or data.min_samples"
             )
         self._ends: dict[int, list[int]] = {}  # slot -> 0, then its last step in each window
-        self._number: dict[int, int] = {}  # slot -> the window it is in, counted through epochs
-        self._window: dict[int, _Window] = {}
+        # slot -> the number, counted through epochs, of the window that it is in, and the window
+        self._window: dict[int, tuple[int, _Window]] = {}
 
     def micro_batch(self, step: int, slot: int) -> MicroBatch:
         """The micro-batch of a slot at a step; steps before it are not visited, only counted."""
@@ -61,19 +51,15 @@ class DataOrder:
             return MicroBatch(step, slot, epoch, ids, np.zeros_like(full), full, percent)
         size = min(int(full.min()), self.config.max_crop)
         size -= size % self.config.crop_multiple
-        starts = [
-            int(keyed_rng(self.seed, "crop", epoch, int(i)).integers(0, int(n) - size + 1))
-            for i, n in zip(ids, full, strict=True)
-        ]
-        sizes = np.full(len(ids), size)
-        return MicroBatch(step, slot, epoch, ids, np.array(starts), sizes, percent)
+        rngs = (keyed_rng(self.seed, "crop", epoch, i) for i in ids.tolist())
+        ends = (full - size + 1).tolist()
+        starts = np.array([rng.integers(end) for rng, end in zip(rngs, ends, strict=True)])
+        return MicroBatch(step, slot, epoch, ids, starts, np.full(len(ids), size), percent)
 
     def _range(self, slot: int) -> tuple[int, int]:
         """The slot's part of the line of eligible utterances: the first, and the last + 1."""
-        low, high = (
-            self.num_eligible * s // self.config.virtual_world_size for s in (slot, slot + 1)
-        )
-        return low, high
+        number, of = self.num_eligible, self.config.virtual_world_size
+        return number * slot // of, number * (slot + 1) // of
 
     def _find(self, step: int, slot: int) -> tuple[int, Array, Array]:
         """Epoch, utterances and percents of the micro-batch. Windows before its own are counted."""
@@ -86,14 +72,12 @@ class DataOrder:
             sizes = self._line.sizes(ids, self._line.percents(epoch, ids))
             ends.append(ends[-1] + num_batches(sizes, self.config.max_samples_per_slot))
         number = bisect.bisect_left(ends, step) - 1
-        if self._number.get(slot) != number:
-            epoch, k = divmod(number, len(starts))
-            self._number[slot] = number
-            self._window[slot] = self._make_window(epoch, slot, starts[k])
-        window, position = self._window[slot], step - 1 - ends[number]
+        epoch, k = divmod(number, len(starts))
+        if slot not in self._window or self._window[slot][0] != number:
+            self._window[slot] = number, self._make_window(epoch, slot, starts[k])
+        window, position = self._window[slot][1], step - 1 - ends[number]
         rows = slice(*window.cuts[position : position + 2])
-        ids, percent = (a[rows].astype(np.int64) for a in (window.ids, window.percent))
-        return number // len(starts), ids, percent
+        return epoch, window.ids[rows].astype(np.int64), window.percent[rows].astype(np.int64)
 
     def _make_window(self, epoch: int, slot: int, start: int) -> _Window:
         """The micro-batches of the slot's window that begins at `start` of the epoch's line."""

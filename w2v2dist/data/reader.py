@@ -1,7 +1,5 @@
 """Random access to tar members by byte offset: only the bytes that a step trains on are read."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -11,13 +9,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from w2v2dist.data.audio import BadSample, ReadError, check_signal, decode
+from w2v2dist.data.audio import BadSample, ReadError, Waveform, check_signal, decode
 from w2v2dist.data.index import ShardIndex
 
 T = TypeVar("T")
@@ -29,35 +25,30 @@ STALL_REST = 10  # a shard that did not answer is left alone for so many times r
 
 
 class ShardReader:
-    """Reads audio and labels of index rows; keeps the files of the last `max_open` shards open.
-
-    A read that fails is tried `retries` times more, on a file opened anew (a cached descriptor of a
+    """Reads audio and labels of index rows; keeps the files of the last `max_open` shards open. A
+    read that fails is tried `retries` times more, on a file opened anew (a cached descriptor of a
     replaced file stays stale), with growing pauses; one that takes over `timeout_s` has failed (0:
-    never). Then it raises ReadError.
-    """
+    never). Then it raises ReadError."""
 
     def __init__(
         self, index: ShardIndex, max_open: int = 64, *, retries: int = 5, timeout_s: float = 60.0
     ) -> None:
         self.index, self.max_open = index, max_open
         self.retries, self.timeout_s = retries, timeout_s
-        self._reset()
-
-    def _reset(self) -> None:
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
         # shard -> when its tries were used up, and whether it did not answer
         self._given_up: dict[int, tuple[float, bool]] = {}
 
-    def audio(
-        self, i: int, start: int = 0, num_samples: int | None = None
-    ) -> npt.NDArray[np.float32]:
+    def __reduce__(self) -> tuple[Any, ...]:  # open files do not travel to workers
+        make = partial(type(self), retries=self.retries, timeout_s=self.timeout_s)
+        return make, (self.index, self.max_open)
+
+    def audio(self, i: int, start: int = 0, num_samples: int | None = None) -> Waveform:
         """Samples [start, start + num_samples) of utterance `i`, float32 (S,). Raises BadSample."""
         content = self._read(i, int(self.index.offset[i]), int(self.index.size[i]))
         if num_samples is None:
             num_samples = int(self.index.num_samples[i]) - start
         wave = decode(content, start, num_samples)
-        if len(wave) != num_samples:
-            raise BadSample(f"has {len(wave)} samples from {start} but {num_samples} are wanted")
         check_signal(wave)
         return wave
 
@@ -83,10 +74,9 @@ class ShardReader:
         for n in range(tries):
             if n:
                 time.sleep(FIRST_WAIT_S * 2 ** (n - 1))
+            known = self._files.pop(shard, None)
             try:
-                file, content = within(
-                    self.timeout_s, pread, self._files.pop(shard, None), path, offset, size
-                )
+                file, content = within(self.timeout_s, pread, known, path, offset, size)
             except OSError as error:
                 reason = error.strerror or str(error)
                 timed_out = isinstance(error, TimeoutError)
@@ -102,14 +92,6 @@ class ShardReader:
         if tries > 1 or timed_out:
             self._given_up[shard] = time.monotonic(), timed_out
         raise ReadError(f"cannot be read: {reason}")
-
-    def __getstate__(self) -> dict[str, Any]:  # open files do not travel to workers
-        keys = ("index", "max_open", "retries", "timeout_s")
-        return {key: getattr(self, key) for key in keys}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
 
 
 def pread(file: io.FileIO | None, path: Path, offset: int, size: int) -> tuple[io.FileIO, bytes]:

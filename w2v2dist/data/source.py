@@ -1,24 +1,23 @@
 """Shards of speech as a training's source of batches: a pure function of (step, slot, seed)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from w2v2dist.config import ConfigError
-from w2v2dist.data.batch import usage
+from w2v2dist.data.batch import Batch, Rows, usage
 from w2v2dist.data.batching import MicroBatch, validation_batches
 from w2v2dist.data.config import DataConfig
 from w2v2dist.data.index import ShardIndex
-from w2v2dist.data.loader import Collate, MicroBatches, iterate, training_items
+from w2v2dist.data.loader import MicroBatches, iterate
 from w2v2dist.data.order import DataOrder
-from w2v2dist.data.reader import ShardReader
 
 
-class SpeechCollate(Collate, Protocol):
-    """A task's way from utterances to its batch, its draws apart from it."""
+class SpeechCollate(Protocol):
+    """A task's way from utterances to its batch (a loader's Collate), its draws apart from it."""
+
+    def __call__(self, rows: Rows | None) -> Batch: ...
 
     def draw(self, micro: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
         """Time mask (rows, T) and what else is drawn for all planned rows, from lengths alone."""
@@ -26,10 +25,8 @@ class SpeechCollate(Collate, Protocol):
 
 class SpeechSource:
     """The batches of data.train, and of data.valid as the validation set "valid".
-
     `collate(seed, train)` makes a task's batches; with `crop`, those of one length. Raises
-    ConfigError or ValueError where shards are not set, cannot be opened or hold too little.
-    """
+    ConfigError or ValueError where shards are not set, cannot be opened or hold too little."""
 
     def __init__(
         self,
@@ -44,56 +41,43 @@ class SpeechSource:
         self._crop, self._with_labels = crop, with_labels
         self._index = open_index(config.train, "data.train")
         self._order = DataOrder(self._index, config, seed, crop)
-        self._valid_index, self.validation = self._open_validation()
         self.fingerprint = self._index.fingerprint
-
-    def _open_validation(self) -> tuple[ShardIndex | None, dict[str, list[MicroBatch]]]:
-        """Opened before the training, so that a mistake shows at once."""
-        if not self._config.valid:
-            return None, {}
-        index = open_index(self._config.valid, "data.valid")
-        micro = validation_batches(index, self._config, self._crop)
-        if not micro:
-            raise ConfigError(
-                f"data.valid ({self._config.valid}) holds no utterance of data.min_samples = "
-                f"{self._config.min_samples} samples or more: "
-                "give it another folder, or set data.valid=null"
-            )
-        return index, {"valid": micro}
+        self._valid_index: ShardIndex | None = None
+        self.validation: dict[str, list[MicroBatch]] = {}
+        if config.valid:  # opened before the training, so that a mistake shows at once
+            self._valid_index = open_index(config.valid, "data.valid")
+            self.validation["valid"] = validation_batches(self._valid_index, config, crop)
+            if not self.validation["valid"]:
+                raise ConfigError(
+                    f"data.valid ({config.valid}) holds no utterance of data.min_samples = "
+                    f"{config.min_samples} samples or more: give it another folder, or set "
+                    "data.valid=null"
+                )
 
     def check(self) -> None:
         """Raise ValueError where shards are missing or differ in size; looks at every file."""
-        for index in (self._index, self._valid_index):
-            if index is not None:
-                index.check_shard_sizes()
+        self._index.check_shard_sizes()
+        if self._valid_index is not None:
+            self._valid_index.check_shard_sizes()
 
-    def batches(
-        self, steps: Iterable[int], slots: list[int | None], seed: int
-    ) -> Generator[Any, None, None]:
+    def batches(self, steps: Iterable[int], slots: list[int | None], seed: int) -> Generator[Any]:
         """The batches of these slots, step after step, drawn with `seed`; None: an empty slot."""
+        config, collate, order = self._config, self._collate(seed, True), self._seeded(seed)
         yield from iterate(
-            micro_batches(
-                self._index,
-                self._config,
-                self._collate(seed, True),
-                self._seeded(seed),
-                with_labels=self._with_labels,
-            ),
-            training_items(slots, steps),
-            num_workers=self._config.num_workers,
-            prefetch=self._config.prefetch,
+            MicroBatches(self._index, config, collate, order, with_labels=self._with_labels),
+            ((step, slot) for step in steps for slot in slots),
+            num_workers=config.num_workers,
+            prefetch=config.prefetch,
         )
 
-    def validation_batches(
-        self, name: str, rank: int, world_size: int
-    ) -> Generator[Any, None, None]:
+    def validation_batches(self, name: str, rank: int, world_size: int) -> Generator[Any]:
         """Every `world_size`-th batch of a set; the same number for every rank, some empty."""
         assert self._valid_index is not None
         micro = self.validation[name]
         padded = [*micro, *[None] * (-len(micro) % world_size)]
         collate = self._collate(self._seed, False)
         yield from iterate(
-            micro_batches(self._valid_index, self._config, collate, with_labels=self._with_labels),
+            MicroBatches(self._valid_index, self._config, collate, with_labels=self._with_labels),
             padded[rank::world_size],
             num_workers=min(self._config.num_workers, 2),
             prefetch=2,
@@ -108,9 +92,8 @@ class SpeechSource:
         return {"step": step, "slot": slot, **used}
 
     def _seeded(self, seed: int) -> DataOrder:
-        if seed == self._seed:
-            return self._order
-        return DataOrder(self._index, self._config, seed, self._crop)
+        own = seed == self._seed
+        return self._order if own else DataOrder(self._index, self._config, seed, self._crop)
 
 
 def open_index(folders: str | None, key: str) -> ShardIndex:
@@ -120,21 +103,3 @@ def open_index(folders: str | None, key: str) -> ShardIndex:
             f"{key} is not set: build shards with shards/build.py and pass {key}=FOLDER"
         )
     return ShardIndex.load_many(folders)
-
-
-def micro_batches(
-    index: ShardIndex,
-    config: DataConfig,
-    collate: Collate,
-    order: DataOrder | None = None,
-    *,
-    with_labels: bool,
-) -> MicroBatches:
-    """The data set of an index, read as the configuration says."""
-    return MicroBatches(
-        ShardReader(index, retries=config.read_retries, timeout_s=config.read_timeout_s),
-        collate,
-        order,
-        with_labels=with_labels,
-        normalized=config.normalize,
-    )

@@ -17,8 +17,8 @@ from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.batch import Rows, SpeechBatch, core, encode_labels, pad
 from w2v2dist.data.batching import validation_batches
 from w2v2dist.data.config import DataConfig
-from w2v2dist.data.loader import iterate
-from w2v2dist.data.source import micro_batches, open_index
+from w2v2dist.data.loader import MicroBatches, iterate
+from w2v2dist.data.source import open_index
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts
 from w2v2dist.interop.open import open_model
@@ -102,7 +102,7 @@ def _transcribe(
     micro = validation_batches(index, config, crop=False)
     if not micro:
         raise ConfigError(f"the shards {data or config.valid} hold no utterances")
-    dataset = micro_batches(index, config, LabelledCollate(alphabet), with_labels=True)
+    dataset = MicroBatches(index, config, LabelledCollate(alphabet), with_labels=True)
     batches = iterate(dataset, micro, num_workers=config.num_workers, prefetch=2)
     lines: list[tuple[str, str, str]] = []
     num_bad, seconds = 0, 0.0

@@ -1,5 +1,4 @@
-"""wav2vec 2.0 as plain `nn.Module`s: pre-training and CTC models, their configuration, masks and
-losses."""
+"""wav2vec 2.0 as plain `nn.Module`s: both models, their configuration, masks and losses."""
 
 from w2v2dist.model.config import Wav2Vec2Config
 from w2v2dist.model.ctc import CTCOutput, Wav2Vec2ForCTC, ctc_loss

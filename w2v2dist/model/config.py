@@ -1,19 +1,31 @@
-"""Architecture, masking and loss settings of wav2vec 2.0; the defaults are BASE on LibriSpeech 960
-h."""
-
-from __future__ import annotations
+"""Architecture, masking and loss settings of wav2vec 2.0; defaults: BASE on LibriSpeech 960 h."""
 
 import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from w2v2dist.model.temperature import TemperatureConfig
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemperatureConfig:
+    """Gumbel temperature: max(floor, start * decay ** updates) (section 4.2 of the paper)."""
+
+    start: float = 2.0
+    floor: float = 0.5
+    decay: float = 0.999995
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor <= self.start:
+            raise ValueError(f"floor is {self.floor} but must be in (0, start = {self.start}]")
+
+
+def temperature(config: TemperatureConfig, num_updates: int) -> float:
+    """Temperature after `num_updates` finished updates (0 during the first one)."""
+    return max(config.floor, config.start * config.decay**num_updates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wav2Vec2Config:
-    """Everything that defines the model (paper: sections 2, 3 and 4.2). Raises ValueError naming
-    field and rule."""
+    """All that defines the model (sections 2, 3 and 4.2). Raises ValueError of field and rule."""
 
     # feature encoder
     conv_channels: int = 512
@@ -77,17 +89,15 @@ class Wav2Vec2Config:
             )
         if min(self.conv_kernels + self.conv_strides) < 1:
             raise ValueError("conv_kernels and conv_strides must be at least 1")
-        for name, divisor in (("embed_dim", "num_heads"), ("embed_dim", "pos_conv_groups")):
-            self._check_divides(name, divisor)
-        if self.quantize_targets:
-            self._check_divides("final_dim", "num_codebooks")
-        if self.quantize_inputs:
-            self._check_divides("embed_dim", "num_codebooks")
-
-    def _check_divides(self, name: str, divisor: str) -> None:
-        number, by = getattr(self, name), getattr(self, divisor)
-        if number % by:
-            raise ValueError(f"{name} is {number} but must be a multiple of {divisor} = {by}")
+        for name, divisor, applies in (
+            ("embed_dim", "num_heads", True),
+            ("embed_dim", "pos_conv_groups", True),
+            ("final_dim", "num_codebooks", self.quantize_targets),
+            ("embed_dim", "num_codebooks", self.quantize_inputs),
+        ):
+            number, by = getattr(self, name), getattr(self, divisor)
+            if applies and number % by:
+                raise ValueError(f"{name} is {number} but must be a multiple of {divisor} = {by}")
 
     @property
     def total_stride(self) -> int:
@@ -98,8 +108,7 @@ class Wav2Vec2Config:
     def receptive_field(self) -> int:
         """Samples that one frame sees, and the fewest that give a frame (400: 25 ms at 16 kHz)."""
         width = 1
-        layers = list(zip(self.conv_kernels, self.conv_strides, strict=True))
-        for kernel, stride in reversed(layers):
+        for kernel, stride in zip(self.conv_kernels[::-1], self.conv_strides[::-1], strict=True):
             width = (width - 1) * stride + kernel
         return width
 

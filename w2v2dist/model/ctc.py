@@ -1,9 +1,5 @@
 """Fine-tuning: the pre-trained body and one linear layer, trained with CTC (section 3.3).
-
-B batch, S samples, T frames, E Transformer width.
-"""
-
-from __future__ import annotations
+B batch, S samples, T frames, E Transformer width."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,11 +20,8 @@ class CTCOutput(NamedTuple):
 
 
 class Wav2Vec2ForCTC(nn.Module):
-    """Letters or phones from speech. Token 0 is the CTC blank.
-
-    `freeze_feature_encoder` (a plain attribute, True as in the paper) keeps the convolutions as
-    they are.
-    """
+    """Letters or phones from speech. Token 0 is the CTC blank. `freeze_feature_encoder` (a plain
+    attribute, True as in the paper) keeps the convolutions as they are."""
 
     def __init__(self, config: Wav2Vec2Config, num_tokens: int) -> None:
         super().__init__()
@@ -52,12 +45,9 @@ class Wav2Vec2ForCTC(nn.Module):
         (B, E) bool, True where masked. With `freeze_transformer` only the output projection gets
         gradients."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_transformer):
+            freeze, masks = self.freeze_feature_encoder, (mask, channel_mask)
             body: ModelOutput = self.encoder(
-                waveforms,
-                num_samples,
-                (mask, channel_mask),
-                drop_layers,
-                freeze_feature_encoder=self.freeze_feature_encoder,
+                waveforms, num_samples, masks, drop_layers, freeze_feature_encoder=freeze
             )
         features, num_frames = body.features, body.num_frames
         if num_frames is None:
@@ -66,12 +56,8 @@ class Wav2Vec2ForCTC(nn.Module):
 
 
 def ctc_loss(logits: Tensor, num_frames: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """CTC loss in fp32 summed over utterances, 0-d; one whose text is longer than its frames counts
-    0.
-
-    logits (B, T, num_tokens); num_frames (B,); targets (B, L) padded, or all of them end to end;
-    target_lengths (B,).
-    """
+    """CTC loss in fp32 summed over utterances, 0-d; 0 for one with more text than frames. logits
+    (B, T, num_tokens); num_frames, target_lengths (B,); targets (B, L) padded, or end to end."""
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)
     return F.ctc_loss(
         log_probs, targets, num_frames, target_lengths, reduction="sum", zero_infinity=True

@@ -1,9 +1,5 @@
 """Feature encoder: waveform to frames by a stack of convolutions (section 2).
-
-B batch, S samples, C channels, T frames.
-"""
-
-from __future__ import annotations
+B batch, S samples, C channels, T frames."""
 
 from typing import Any
 
@@ -31,24 +27,20 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
 
 
 class ChannelGroupNorm(nn.GroupNorm):
-    """Every channel normalised over time, in fp32 whatever the input's type. (B, C, T) -> (B, C,
-    T)."""
+    """Every channel normalised over time, in fp32 whatever the input's type; (B, C, T) kept."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         weight, bias = self.weight.float(), self.bias.float()
         return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).type_as(x)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """Every frame normalised over channels, in fp32 whatever the input's type. (B, C, T) -> (B, C,
-    T)."""
+    """Every frame normalised over channels, in fp32 whatever the input's type; (B, C, T) kept."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         frames = x.transpose(1, 2).float()
         weight, bias = self.weight.float(), self.bias.float()
         out = F.layer_norm(frames, self.normalized_shape, weight, bias, self.eps)
@@ -61,13 +53,11 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
-        self.layers = nn.ModuleList()
+        self.layers = nn.Sequential()
+        channels = config.conv_channels
         shapes = zip(config.conv_kernels, config.conv_strides, strict=True)
         for i, (kernel, stride) in enumerate(shapes):
-            channels = config.conv_channels
-            conv = nn.Conv1d(
-                1 if i == 0 else channels, channels, kernel, stride, bias=config.conv_bias
-            )
+            conv = nn.Conv1d(channels if i else 1, channels, kernel, stride, bias=config.conv_bias)
             nn.init.kaiming_normal_(conv.weight)
             parts: list[nn.Module] = [conv]
             if config.extractor_norm == "layer":
@@ -78,7 +68,4 @@ class FeatureEncoder(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Features of waveforms that already have the parameters' type."""
-        x = waveforms.unsqueeze(1)
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return self.layers(waveforms.unsqueeze(1))  # type: ignore[no-any-return]

@@ -1,10 +1,5 @@
 """Gumbel product quantizer (section 2, equation 1) and its perplexities.
-
-B batch, N vectors in a row, C width of the features, G codebooks, V entries in each, D width of the
-codewords.
-"""
-
-from __future__ import annotations
+B batch, N vectors in a row, C feature width, G codebooks, V entries in each, D codeword width."""
 
 import math
 from typing import NamedTuple
@@ -17,8 +12,7 @@ from w2v2dist.model.losses import perplexity
 
 
 class Quantized(NamedTuple):
-    """Codewords (B, N, D), codes (B, N, G) int64, and the perplexities of hard and soft codes (0-d,
-    fp32)."""
+    """Codewords (B, N, D), codes (B, N, G) int64, perplexities of hard and soft codes, 0-d fp32."""
 
     codewords: Tensor
     codes: Tensor
@@ -50,19 +44,16 @@ class GumbelQuantizer(nn.Module):
         the softmax at `temperature` in training; the largest logit, without gradients to the
         projection, in evaluation. Perplexities are of the logits without noise, in both."""
         logits = self.projection(x).unflatten(-1, (self.num_codebooks, -1)).float()  # (B, N, G, V)
-        plain_codes = logits.argmax(-1)
+        codes = logits.argmax(-1)
+        choice = one_hot(codes, self.num_entries)
+        hard = choice.flatten(0, 1).mean(0)
         if self.training:
             noise = draw_gumbel(logits) if gumbel_noise is None else gumbel_noise.type_as(logits)
             soft = ((logits + noise) / temperature).softmax(-1)
             codes = soft.argmax(-1)
             # the difference is an exact zero: the forward value is one-hot to the bit
             choice = one_hot(codes, self.num_entries) + (soft - soft.detach())
-        else:
-            codes = plain_codes
-            choice = one_hot(codes, self.num_entries)
         codewords = torch.einsum("bngv,gvd->bngd", choice.type_as(x), self.codebooks).flatten(2)
-        with torch.no_grad():
-            hard = one_hot(plain_codes, self.num_entries).flatten(0, 1).mean(0)
         probabilities = logits.softmax(-1).flatten(0, 1).mean(0)
         return Quantized(codewords, codes, perplexity(hard), perplexity(probabilities))
 

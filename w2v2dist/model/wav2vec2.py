@@ -1,10 +1,6 @@
 """The wav2vec 2.0 body shared by both tasks, and the pre-training model made of it.
-
-B batch, S samples, T frames, C conv channels, E Transformer width, M masked frames of a row, K
-distractors, G codebooks, V entries.
-"""
-
-from __future__ import annotations
+B batch, S samples, T frames, C conv channels, E Transformer width, M masked frames of a row,
+K distractors, G codebooks, V entries."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,11 +28,9 @@ class ModelOutput(NamedTuple):  # a tuple, because ZeRO-3's hooks look for tenso
 
 class PretrainingOutput(NamedTuple):
     """What the pre-training model returns; losses (0-d, fp32) are weighted, summed over frames.
-
     features (B, T, E) · logits (B, M, 1 + K), the positive first · codes (B, M, G) of the targets,
     None where they are continuous · num_masked B * M · perplexities 0-d, 0 without a quantizer.
-    Without a mask everything but the features is None or 0.
-    """
+    Without a mask everything but the features is None or 0."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -60,11 +54,9 @@ class Wav2Vec2Model(nn.Module):
         self.config = config
         self.feature_encoder = FeatureEncoder(config)
         self.layer_norm = nn.LayerNorm(config.conv_channels)
-        self.input_quantizer: GumbelQuantizer | None = None
-        projected = config.conv_channels
-        if config.quantize_inputs:
-            self.input_quantizer = GumbelQuantizer(config, config.embed_dim)
-            projected = config.embed_dim
+        quantize = config.quantize_inputs
+        self.input_quantizer = GumbelQuantizer(config, config.embed_dim) if quantize else None
+        projected = config.embed_dim if quantize else config.conv_channels
         self.feature_projection = nn.Linear(projected, config.embed_dim)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(torch.rand(config.embed_dim))
@@ -89,32 +81,36 @@ class Wav2Vec2Model(nn.Module):
                 f"at least {self.config.receptive_field} samples: leave out shorter recordings"
             )
         features, penalty = self._extract(waveforms, freeze_feature_encoder)
-        features = self.layer_norm(features.transpose(1, 2))  # (B, C, T) -> (B, T, C)
-        x, quantized = features, None
+        features, quantized = self.layer_norm(features.mT), None  # (B, C, T) -> (B, T, C)
         if self.input_quantizer is None:
-            x = self.input_dropout(self.feature_projection(x))
+            x = self.input_dropout(self.feature_projection(features))
         else:
             start = self.config.temperature.start if temperature is None else temperature
-            quantized = self.input_quantizer(self.input_dropout(x), start)
+            quantized = self.input_quantizer(self.input_dropout(features), start)
             x = self.feature_projection(quantized.codewords)
         time_mask, channel_mask = masks
+        shapes = {"mask": x.shape[:2], "channel_mask": x.shape[::2]}
+        for (name, shape), mask in zip(shapes.items(), masks, strict=True):
+            if mask is not None and mask.shape != shape:
+                raise ValueError(f"{name} has shape {(*mask.shape,)} but must be {(*shape,)}")
         if time_mask is not None:
-            _check_shape("mask", time_mask, x.shape[:2])
             x = torch.where(time_mask.unsqueeze(2), self.mask_embedding, x)
         if channel_mask is not None:
-            _check_shape("channel_mask", channel_mask, (x.shape[0], x.shape[2]))
             x = x.masked_fill(channel_mask.unsqueeze(1), 0)
         if drop_layers is None:
             drop_layers = self._draw_layer_drop()
-        num_frames = self._padded_frames(num_samples, x.shape[1])
+        num_frames = None
+        if num_samples is not None:
+            frames = [self.config.num_frames(n) for n in num_samples.tolist()]
+            if min(frames) != x.shape[1]:  # without padding, no attention mask
+                num_frames = torch.tensor(frames, device=x.device)
         x = self.context_network(x, num_frames, drop_layers)
         return ModelOutput(x, features, penalty, quantized, num_frames)
 
     def _extract(self, waveforms: Tensor, freeze: bool) -> tuple[Tensor, Tensor]:
         scale = 0.0 if freeze else self.config.feature_grad_mult
-        waveforms = waveforms.to(self.mask_embedding.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features: Tensor = self.feature_encoder(waveforms)
+            features: Tensor = self.feature_encoder(waveforms.to(self.mask_embedding.dtype))
         if features.requires_grad:
             features = scale_gradient(features, scale)
         return features, features.float().pow(2).mean()
@@ -122,34 +118,22 @@ class Wav2Vec2Model(nn.Module):
     def _draw_layer_drop(self) -> list[bool]:
         if not self.training or self.config.layer_drop == 0:
             return [False] * self.config.num_layers
-        draws = torch.rand(self.config.num_layers)
-        return [draw <= self.config.layer_drop for draw in draws.tolist()]
-
-    def _padded_frames(self, num_samples: Tensor | None, num_frames: int) -> Tensor | None:
-        if num_samples is None:
-            return None
-        frames = [self.config.num_frames(n) for n in num_samples.tolist()]
-        if min(frames) == num_frames:  # no padding, no attention mask
-            return None
-        return torch.tensor(frames, device=self.mask_embedding.device)
+        draws = torch.rand(self.config.num_layers).tolist()
+        return [draw <= self.config.layer_drop for draw in draws]
 
 
 class Wav2Vec2ForPretraining(nn.Module):
     """The body, the target quantizer and the two projections that are compared (section 3.2).
-
-    `temperature` (a plain attribute) is the Gumbel temperature of calls that do not give one.
-    """
+    `temperature` (a plain attribute) is the Gumbel temperature of calls that do not give one."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         self.config = config
         self.temperature = config.temperature.start
         self.encoder = Wav2Vec2Model(config)
-        self.quantizer: GumbelQuantizer | None = None
-        width = config.conv_channels
-        if config.quantize_targets:
-            self.quantizer = GumbelQuantizer(config, config.final_dim)
-            width = config.final_dim
+        quantize = config.quantize_targets
+        self.quantizer = GumbelQuantizer(config, config.final_dim) if quantize else None
+        width = config.final_dim if quantize else config.conv_channels
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.target_projection = nn.Linear(width, config.final_dim)
         self.context_projection = nn.Linear(config.embed_dim, config.final_dim)
@@ -176,8 +160,8 @@ class Wav2Vec2ForPretraining(nn.Module):
         )
         if mask is None or distractors is None:
             return PretrainingOutput(features=body.features, temperature=temperature)
-        frames = masked_positions(mask, distractors.shape[1])  # (B, M)
-        targets = self.feature_dropout(body.targets.take_along_dim(frames.unsqueeze(2), 1))
+        frames = masked_positions(mask, distractors.shape[1]).unsqueeze(2)  # (B, M, 1)
+        targets = self.feature_dropout(body.targets.take_along_dim(frames, 1))
         quantized = body.input_codes
         if self.quantizer is None:
             ids = losses.vector_ids(targets)
@@ -185,13 +169,9 @@ class Wav2Vec2ForPretraining(nn.Module):
             quantized = self.quantizer(targets, temperature, gumbel_noise)
             targets = quantized.codewords
             ids = losses.code_ids(quantized.codes, self.config.num_codebook_entries)
-        logits = losses.contrastive_logits(
-            self.context_projection(body.features.take_along_dim(frames.unsqueeze(2), 1)),
-            self.target_projection(targets),
-            ids,
-            distractors,
-            self.config.logit_temperature,
-        )
+        context = self.context_projection(body.features.take_along_dim(frames, 1))
+        targets, scale = self.target_projection(targets), self.config.logit_temperature
+        logits = losses.contrastive_logits(context, targets, ids, distractors, scale)
         return self._with_losses(body, logits, quantized)._replace(temperature=temperature)
 
     def _with_losses(
@@ -222,19 +202,12 @@ class Wav2Vec2ForPretraining(nn.Module):
 
 
 def masked_positions(mask: Tensor, num_masked: int) -> Tensor:
-    """Frames (B, M) where `mask` (B, T) is True, in order; ValueError where a row has not M.
-
-    A stable sort, not `nonzero`, whose unknown size would make the host wait for the GPU; for the
-    same reason counts are checked on the CPU only.
-    """
+    """Frames (B, M) where `mask` (B, T) is True, in order; ValueError where a row has not M. A
+    stable sort, not `nonzero`, whose unknown size would make the host wait for the GPU; for the
+    same reason counts are checked on the CPU only."""
     if not mask.is_cuda and bool((mask.sum(1) != num_masked).any()):
         raise ValueError(
             f"mask has {mask.sum(1).tolist()} True frames per row but distractors are for "
             f"{num_masked}: mask the same number of frames in every row (span_mask does)"
         )
     return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
-
-
-def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)} but must be {tuple(shape)}")

@@ -1,5 +1,4 @@
-"""World (rank, size, reduce) over gloo on CPU or NCCL on GPU, and VirtualRanks (the run's fixed
-slots)."""
+"""World (rank, size, reduce) over gloo on CPU or NCCL on GPU, and VirtualRanks (fixed slots)."""
 
 from __future__ import annotations
 
@@ -24,28 +23,22 @@ class World:
 
     @classmethod
     def from_environment(cls, timeout_s: int = 1800) -> World:
-        """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name; alone
-        without them."""
+        """Join the group of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; alone without them."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
-        rank = int(os.environ.get("RANK", "0"))
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        rank, local_rank = (int(os.environ.get(k, "0")) for k in ("RANK", "LOCAL_RANK"))
         if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
             if size > 1:
                 raise RuntimeError(
                     f"WORLD_SIZE is {size} but MASTER_ADDR or MASTER_PORT is not set: start the "
-                    f"processes with "
-                    "torchrun, launch/submit.py or launch/train.sbatch"
+                    "processes with torchrun, launch/submit.py or launch/train.sbatch"
                 )
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-        cuda = torch.cuda.is_available()
-        device = (
-            torch.device("cuda", local_rank % torch.cuda.device_count())
-            if cuda
-            else torch.device("cpu")
-        )
-        if cuda:
+        device = torch.device("cpu")
+        if cuda := torch.cuda.is_available():
+            # A task may see only its own GPU; DeepSpeed reads LOCAL_RANK
+            local_rank %= torch.cuda.device_count()
+            device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
-            local_rank = device.index  # a task may see only its own GPU; DeepSpeed reads LOCAL_RANK
         else:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
@@ -70,7 +63,7 @@ class World:
     def _reduce(self, values: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op=op)
-        return [float(v) for v in tensor.tolist()]
+        return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's picklable value, in the order of ranks."""
@@ -97,8 +90,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class VirtualRanks:
-    """The slots 0 … num_slots−1 of a step, spread over the processes: rank r has r, r + W, r + 2W,
-    …"""
+    """The slots 0 … num_slots−1 of a step, spread over W processes: rank r has r, r + W, …"""
 
     num_slots: int
 
@@ -107,10 +99,9 @@ class VirtualRanks:
         if world_size > self.num_slots:
             raise ValueError(
                 f"data.virtual_world_size is {self.num_slots} but the job has {world_size} "
-                f"processes, and a process "
-                f"needs at least one slot: use at most {self.num_slots} processes, or set "
-                f"data.virtual_world_size="
-                f"{world_size} (a new run: it changes the batch)"
+                f"processes, and a process needs at least one slot: use at most {self.num_slots} "
+                f"processes, or set data.virtual_world_size={world_size} (a new run: it changes "
+                "the batch)"
             )
 
     def num_rounds(self, world_size: int) -> int:

@@ -1,7 +1,4 @@
-"""Randomness as a pure function of a key: the same key gives the same draw on any process, at any
-time."""
-
-from __future__ import annotations
+"""Randomness as a pure function of a key: the same draw on any process, at any time."""
 
 import hashlib
 

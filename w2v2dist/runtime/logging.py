@@ -1,14 +1,13 @@
 """Logs of a run folder: metrics.jsonl, events.jsonl, TensorBoard, the console (rank 0 writes)."""
 
-from __future__ import annotations
-
+import contextlib
 import errno
 import json
 import math
 import os
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
@@ -18,33 +17,24 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line; NaN and infinity become null so that every reader can parse
-    it."""
-    clean = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
-    }
+    """Append one JSON object as a line; NaN and infinity become null, which every reader parses."""
+    broken = {k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
     with path.open("a+b") as file:
-        if file.seek(0, os.SEEK_END) and not _ends_a_line(file):  # a full disk cut the last one
-            file.write(b"\n")
-        file.write(json.dumps(clean).encode() + b"\n")
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a full disk cut the last one
+                file.write(b"\n")
+        file.write(json.dumps(record | broken).encode() + b"\n")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every complete line of a JSON-lines file ([] where there is none); a half-written last line
-    is left out."""
+    """Every complete line of a JSON-lines file, without a half-written one; [] where it is not."""
     if not path.exists():
         return []
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):  # the process died while it wrote this line
             records.append(json.loads(line))
-        except json.JSONDecodeError:  # the process died while it wrote this line
-            continue
     return records
 
 
@@ -52,8 +42,7 @@ class RunLogger:
     """Writes the logs of a run folder; nothing where `enabled` is false (other ranks than 0)."""
 
     def __init__(self, run_dir: Path, enabled: bool = True) -> None:
-        self.run_dir = run_dir
-        self.enabled = enabled
+        self.run_dir, self.enabled = run_dir, enabled
         self._board: SummaryWriter | None = None
         if enabled:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -61,8 +50,6 @@ class RunLogger:
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Append a record (it has `step`) to metrics.jsonl and its numbers to TensorBoard."""
-        if not self.enabled:
-            return
         self._append("metrics.jsonl", {**record, "time": round(time.time(), 3)})
         if self._board is None:
             return
@@ -77,15 +64,13 @@ class RunLogger:
 
     def event(self, name: str, **fields: Any) -> None:
         """Append to events.jsonl and say it on the console."""
-        if not self.enabled:
-            return
-        record = {"event": name, "time": round(time.time(), 3), **fields}
-        self._append("events.jsonl", record)
+        self._append("events.jsonl", {"event": name, "time": round(time.time(), 3), **fields})
         self.say(f"[{name}] " + " ".join(f"{k}={v}" for k, v in fields.items()))
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         try:
-            append_jsonl(self.run_dir / name, record)
+            if self.enabled:
+                append_jsonl(self.run_dir / name, record)
         except OSError as error:
             self._lost(f"{name}: {record}", error)
 

@@ -1,5 +1,4 @@
-"""Signals set a flag; the ranks agree on it at a step boundary and save together (never inside a
-handler)."""
+"""Signals set a flag; ranks agree on it at a step boundary and save together, in no handler."""
 
 from __future__ import annotations
 

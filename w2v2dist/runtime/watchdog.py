@@ -1,7 +1,5 @@
 """A hang is a failure: a process that makes no progress says where it stands and ends."""
 
-from __future__ import annotations
-
 import faulthandler
 from pathlib import Path
 

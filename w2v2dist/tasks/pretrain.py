@@ -12,8 +12,8 @@ from w2v2dist.data.batch import Rows, SpeechBatch, core, empty_waveform, pad
 from w2v2dist.data.batching import MicroBatch
 from w2v2dist.data.source import SpeechSource
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
+from w2v2dist.model.config import temperature
 from w2v2dist.model.masking import distractor_positions, span_mask
-from w2v2dist.model.temperature import temperature
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
 from w2v2dist.tasks.speech import SpeechTask, dropped_layers, empty_core
 from w2v2dist.training.alarms import AlarmConfig
