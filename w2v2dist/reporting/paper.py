@@ -43,9 +43,8 @@ def references(task: str) -> dict[str, Reference]:
     differences, sources = table.pop("differences"), table.pop("sources")
 
     def resolve(name: str) -> dict[str, Any]:
-        own = dict(table[name])
-        out: dict[str, Any] = {}
-        for base in str(own.pop("base", "")).split():
+        own, out = flatten(table[name]), {}
+        for base in own.pop("base", "").split():
             out |= resolve(base)
         return out | own
 
