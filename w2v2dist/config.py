@@ -68,18 +68,17 @@ def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = No
 
 
 def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
-    """Build the (nested) dataclass `cls` from plain values, checking every key and type. Raises
-    ConfigError that names all mistakes, a line each."""
+    """The (nested) dataclass `cls` of plain values. Raises ConfigError, a line for each mistake."""
     hints = get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = [f.name for f in fields]
     kwargs: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in values.items():
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
-            hint = (
-                f"did you mean {prefix}{near[0]}?" if near else f"the keys are: {', '.join(names)}"
-            )
+            known = f"the keys are: {', '.join(names)}"
+            hint = f"did you mean {prefix}{near[0]}?" if near else known
             problems.append(f"{prefix}{key} is not a configuration key; {hint}")
             continue
         try:
@@ -88,7 +87,7 @@ def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
             problems.append(str(error))
     problems += [
         f"{prefix}{f.name} is missing: add it to the file or pass {prefix}{f.name}=VALUE"
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for f in fields
         if f.name not in values and f.default is f.default_factory is dataclasses.MISSING
     ]
     if problems:
@@ -167,10 +166,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to one level: `{"a": {"b": 1}}` to `{"a.b": 1}`."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            out.update(flatten(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        out |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out
 
 

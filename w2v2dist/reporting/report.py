@@ -207,7 +207,10 @@ def _curves(run: Run) -> Figure | None:
         for colour, (key, label) in zip(COLOURS, labels.items(), strict=False):
             _draw(axes, run, key, colour, label)
         if "contrastive_loss" in labels:
-            _mark_chance(axes, run.chance_bits)
+            bits, place = run.chance_bits, axes.get_yaxis_transform()
+            axes.axhline(bits, color="#6b7280", linestyle="--", linewidth=1)
+            style = {"fontsize": "x-small", "color": "#6b7280", "ha": "right", "va": "top"}
+            axes.text(0.99, bits, f"chance {bits:.3f}", style, transform=place)
         _mark(axes, run.events, named=number == 1)
         if len(axes.get_legend_handles_labels()[1]):
             axes.legend(fontsize=7, frameon=False)
@@ -243,12 +246,6 @@ def _draw(axes: Axes, run: Run, key: str, colour: str, label: str) -> None:
         scale = 100 if axes.get_title("left").endswith("(%)") else 1
         values = [scale * value for value in values]
         axes.plot(steps, values, marker=marker, color=colour, label=label or None, lw=1.3, ms=2.5)
-
-
-def _mark_chance(axes: Axes, bits: float) -> None:
-    axes.axhline(bits, color="#6b7280", linestyle="--", linewidth=1)
-    style = {"fontsize": "x-small", "color": "#6b7280", "ha": "right", "va": "top"}
-    axes.text(0.99, bits, f"chance {bits:.3f}", style, transform=axes.get_yaxis_transform())
 
 
 def _mark(axes: Axes, events: list[Record], *, named: bool) -> None:
