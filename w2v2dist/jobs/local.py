@@ -48,23 +48,18 @@ def run_local(arguments: list[str], log_dir: Path, num_processes: int) -> int:
 def _start(
     rank: int, num_processes: int, port: str, arguments: list[str], log_dir: Path
 ) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_FOLDER": str(log_dir),
-        "SUBMITIT_LOCAL_JOB_ID": f"local{os.getpid()}",
-        "SUBMITIT_LOCAL_NTASKS": str(num_processes),
-        "SUBMITIT_LOCAL_GLOBALID": str(rank),
-        "SUBMITIT_LOCAL_LOCALID": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
+    place = {"JOB_ID": f"local{os.getpid()}", "NTASKS": num_processes}
+    place |= {"GLOBALID": rank, "LOCALID": rank}
+    environment = {f"SUBMITIT_LOCAL_{name}": str(value) for name, value in place.items()}
+    environment |= {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_FOLDER": str(log_dir)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with Path(log_dir / f"rank_{rank}.log" if rank else os.devnull).open("ab") as log:
+        output = log if rank else None  # rank 0 writes where this process does
         return subprocess.Popen(
             [sys.executable, "-u", "-m", "w2v2dist.jobs.cluster", *arguments],
-            env=environment,
-            stdout=None if rank == 0 else log,
-            stderr=None if rank == 0 else log,
+            env=os.environ | environment,
+            stdout=output,
+            stderr=output,
             # the terminal's Ctrl-C reaches this process alone, which forwards it
             start_new_session=True,
             preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
