@@ -1,6 +1,5 @@
-"""The console script: which commands there are. What one takes and does stands in its module:
-`add_arguments(parser)`, and `run(args)`, whose docstring is the help, with an example. It returns
-the exit status (None: 0)."""
+"""The console script: which commands there are. A command's module has `add_arguments(parser)`, and
+`run(args)`, whose docstring is the help, with an example; it returns the exit status (None: 0)."""
 
 from __future__ import annotations
 
@@ -18,9 +17,7 @@ COMMANDS = {
         "import": ("interop.import_", "make a run folder from a model of fairseq or Hugging Face"),
         "paper": ("reporting.paper", "list how a configuration deviates from the paper, and why"),
     },
-    "train": {
-        "train": ("tasks.train", "train one rank; the same command resumes the run"),
-    },
+    "train": {"train": ("tasks.train", "train one rank; the same command resumes the run")},
     "look": {
         "status": ("reporting.status", "state, progress, speed and lost time of a run"),
         "report": ("reporting.report", "report.html with the curves and events of runs"),
@@ -35,8 +32,7 @@ MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 75 saved after a signal (run again to continue), 2 a mistake of the
-    user, 1 another failure."""
+    """Exit status: 0 done, 75 saved on a signal (run again), 2 a user's mistake, 1 a failure."""
     command, args = parse(sys.argv[1:] if argv is None else argv)
     from w2v2dist.checkpoint import CheckpointError  # late: --help need not wait for torch
 
@@ -49,7 +45,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     """The module of the command, the only one that is imported, and the arguments for its `run`."""
-    name = _overview().parse_args(argv[:1]).command
+    lines = [
+        f"{group if name == next(iter(commands)) else '':<9}{name:<11}{summary}"
+        for group, commands in COMMANDS.items()
+        for name, (_, summary) in commands.items()
+    ]
+    overview = argparse.ArgumentParser(
+        prog="w2v2dist",
+        usage="w2v2dist COMMAND ...    (w2v2dist COMMAND --help: how, and an example)",
+        description="\n".join(lines),
+        epilog="python shards/build.py makes shards of recordings; python launch/submit.py\n"
+        "starts all ranks of a training, here or under Slurm: both have --help, too.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    overview.add_argument("--version", action="version", version=__version__)
+    overview.add_argument("command", choices=MODULES, metavar="COMMAND", help=argparse.SUPPRESS)
+    name = overview.parse_args(argv[:1]).command
     command = importlib.import_module(f"w2v2dist.{MODULES[name]}")
     description, _, example = (inspect.getdoc(command.run) or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -61,25 +72,6 @@ def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     command.add_arguments(parser)
     # key=value may stand before or after the options
     return command, parser.parse_intermixed_args(argv[1:])
-
-
-def _overview() -> argparse.ArgumentParser:
-    lines = [
-        f"{group if name == next(iter(commands)) else '':<9}{name:<11}{summary}"
-        for group, commands in COMMANDS.items()
-        for name, (_, summary) in commands.items()
-    ]
-    parser = argparse.ArgumentParser(
-        prog="w2v2dist",
-        usage="w2v2dist COMMAND ...    (w2v2dist COMMAND --help: how, and an example)",
-        description="\n".join(lines),
-        epilog="python shards/build.py makes shards of recordings; python launch/submit.py\n"
-        "starts all ranks of a training, here or under Slurm: both have --help, too.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=MODULES, metavar="COMMAND", help=argparse.SUPPRESS)
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""YAML files and `key=value` overrides to frozen dataclasses, with errors that name the nearest
-key."""
+"""YAML and `key=value` overrides to frozen dataclasses, with errors that name the nearest key."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import types
-import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,13 +16,11 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, the value, the rule and the
-    remedy."""
+    """A configuration that cannot be used; it names the key, the value, the rule and the remedy."""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML file; its `base:` key (a path relative to it) is read first and overlaid by the
-    file."""
+    """Read one YAML file, over the file that its `base:` key names by a path relative to it."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -32,8 +30,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} does not exist{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path} is not valid YAML: {error}") from None
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys to values")
     base = content.pop("base", None)
@@ -71,18 +68,17 @@ def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = No
 
 
 def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
-    """Build the (nested) dataclass `cls` from plain values, checking every key and type. Raises
-    ConfigError that names all mistakes, a line each."""
+    """The (nested) dataclass `cls` of plain values. Raises ConfigError, a line for each mistake."""
     hints = get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = [f.name for f in fields]
     kwargs: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in values.items():
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
-            hint = (
-                f"did you mean {prefix}{near[0]}?" if near else f"the keys are: {', '.join(names)}"
-            )
+            known = f"the keys are: {', '.join(names)}"
+            hint = f"did you mean {prefix}{near[0]}?" if near else known
             problems.append(f"{prefix}{key} is not a configuration key; {hint}")
             continue
         try:
@@ -91,7 +87,7 @@ def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
             problems.append(str(error))
     problems += [
         f"{prefix}{f.name} is missing: add it to the file or pass {prefix}{f.name}=VALUE"
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for f in fields
         if f.name not in values and f.default is f.default_factory is dataclasses.MISSING
     ]
     if problems:
@@ -105,14 +101,12 @@ def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
 
 
 def may_change(default: Any) -> Any:
-    """A field with this default that a resumed run may change: no number and no data depend on
-    it."""
+    """A field that a resumed run may change, because no number and no data depend on it."""
     return dataclasses.field(default=default, metadata={"may_change": True})
 
 
 def changeable(cls: type[Any], prefix: str = "") -> list[str]:
-    """The dotted keys of `cls` that may change when a run is resumed; "alarms" stands for all of
-    its keys."""
+    """The dotted keys of `cls` that a resumed run may change; "alarms" stands for all below it."""
     hints, out = get_type_hints(cls), []
     for item in dataclasses.fields(cls):
         if item.metadata.get("may_change"):
@@ -123,77 +117,44 @@ def changeable(cls: type[Any], prefix: str = "") -> list[str]:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    origin = get_origin(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
+    rule = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint)
     if origin in (Union, types.UnionType):
-        options = [a for a in get_args(hint) if a is not type(None)]
-        if value is None and len(options) < len(get_args(hint)):
-            return None
-        return _convert(options[0], value, key)
+        options = [a for a in arguments if a is not type(None)]
+        optional = len(options) < len(arguments)
+        return None if value is None and optional else _convert(options[0], value, key)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise _wrong(key, value, "a mapping")
-        return from_dict(hint, value, f"{key}.")
-    if origin is Literal:
-        if value not in get_args(hint):
-            raise _wrong(key, value, "one of " + ", ".join(repr(a) for a in get_args(hint)))
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(key, value, "a list")
-        item = get_args(hint)[0]
-        return tuple(_convert(item, v, f"{key}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _wrong(key, value, "a mapping")
-        item = get_args(hint)[1]
-        return {str(k): _convert(item, v, f"{key}.{k}") for k, v in value.items()}
-    return _scalar(hint, value, key)
-
-
-def _scalar(hint: Any, value: Any, key: str) -> Any:
-    if hint is Any:
-        return value
-    if hint is bool:
-        if isinstance(value, bool):
+        rule, value = "a mapping", {} if value is None else value
+        if isinstance(value, dict):
+            return from_dict(hint, value, f"{key}.")
+    elif origin is Literal:
+        rule = "one of " + ", ".join(map(repr, arguments))
+        if value in arguments:
             return value
-    elif hint is float:  # PyYAML reads 3e-4 as a string
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:
-                return float(value)
-            except ValueError:
-                pass
-    elif hint is int:
-        if isinstance(value, bool):
-            raise _wrong(key, value, "a whole number")
-        try:
-            if isinstance(value, (int, float, str)) and float(value) == int(float(value)):
-                return int(value) if isinstance(value, int) else int(float(value))
-        except (ValueError, OverflowError):
-            pass
-    elif hint is str:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-    elif isinstance(value, hint):
-        return value
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise _wrong(key, value, names.get(hint, str(hint)))
-
-
-def _wrong(key: str, value: Any, rule: str) -> ConfigError:
-    return ConfigError(f"{key} is {value!r} but must be {rule}")
+    elif origin is tuple:
+        rule = "a list"
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(arguments[0], v, f"{key}[{i}]") for i, v in enumerate(value))
+    elif origin is dict:
+        rule = "a mapping"
+        if isinstance(value, dict):
+            return {str(k): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
+    elif hint not in (int, float, str):
+        if hint is Any or isinstance(value, hint):
+            return value
+    elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            if hint is not int or isinstance(value, int):
+                return hint(value)
+            if float(value).is_integer():  # PyYAML reads 14e5 as a string
+                return int(float(value))
+    raise ConfigError(f"{key} is {value!r} but must be {rule or hint}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass as plain values that YAML and JSON can hold (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 def to_yaml(config: Any) -> str:
@@ -205,10 +166,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to one level: `{"a": {"b": 1}}` to `{"a.b": 1}`."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            out.update(flatten(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        out |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out
 
 

@@ -12,10 +12,12 @@ from w2v2dist.checkpoint.together import CheckpointError
 SUMS = "SHA256SUMS"  # of all other files of a checkpoint, as `sha256sum -c` reads it
 
 
-def find(run_or_step: Path, which: str = "latest") -> Path:
-    """The step folder that a run folder's `latest` or `best` names, or the step folder itself."""
+def find(run_or_step: Path, which: str | None = "latest") -> Path:
+    """The step folder itself, or what a run folder's `latest` or `best` names (None: best, else
+    latest)."""
     if (run_or_step / "meta.json").is_file():
         return run_or_step
+    which = which or ("best" if (run_or_step / "checkpoints/best").exists() else "latest")
     link = run_or_step / "checkpoints" / which
     if not link.exists():
         raise CheckpointError(

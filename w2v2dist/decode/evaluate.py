@@ -54,13 +54,12 @@ class LabelledCollate:
 
 
 def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict[str, float]:
-    """Word and letter error rates (greedy) of a fine-tuning run's checkpoint on shards.
-
-    Writes evaluation.json and hypotheses.tsv (key, reference, hypothesis) to the run folder. `data`
-    is a folder of shards, by default the run's data.valid. Utterances of any length are decoded.
-    """
+    """Word and letter error rates (greedy) of a fine-tuning run's checkpoint on shards (`data`, by
+    default the run's data.valid), utterances of any length. Writes evaluation.json and
+    hypotheses.tsv (key, reference, hypothesis) to the run folder."""
     folder = Path(run_dir)
     config = from_dict(DataConfig, read_yaml(folder / "config.yaml").get("data", {}), "data.")
+    data = data or config.valid
     opened = open_model(folder, which)
     if opened.alphabet is None or not isinstance(opened.module, Wav2Vec2ForCTC):
         raise ConfigError(
@@ -69,7 +68,6 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
         )
     lines, num_bad, seconds = _transcribe(opened.module, opened.alphabet, config, data)
     counts = error_counts([line[1] for line in lines], [line[2] for line in lines])
-    data = data or config.valid
     if not counts["num_words"]:
         raise ConfigError(
             f"no utterance of {data} has a usable {config.tokens} label ({num_bad} were skipped): "
@@ -93,41 +91,37 @@ def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict
 def _transcribe(
     model: Wav2Vec2ForCTC, alphabet: Alphabet, config: DataConfig, data: str | None
 ) -> tuple[list[tuple[str, str, str]], int, float]:
-    """(key, reference, hypothesis) of every usable utterance, how many were not, and the seconds of
-    audio."""
+    """(key, reference, hypothesis) of usable utterances, how many were not, seconds of audio."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    index = open_index(data or config.valid, "data.valid")
+    index = open_index(data, "data.valid")
     index.check_shard_sizes()
     micro = validation_batches(index, config, crop=False)
     if not micro:
-        raise ConfigError(f"the shards {data or config.valid} hold no utterances")
+        raise ConfigError(f"the shards {data} hold no utterances")
     dataset = MicroBatches(index, config, LabelledCollate(alphabet), with_labels=True)
     batches = iterate(dataset, micro, num_workers=config.num_workers, prefetch=2)
     lines: list[tuple[str, str, str]] = []
     num_bad, seconds = 0, 0.0
+    shown = track(batches, "transcribing", len(micro), console=console, transient=True)
     with torch.no_grad(), contextlib.closing(batches):
-        for batch in track(
-            batches, "transcribing", total=len(micro), console=console, transient=True
-        ):
+        for batch in shown:
             num_bad += len(batch.bad)
-            if not batch.keys:
-                continue
-            moved = batch.to(device)
-            out = model(moved.waveforms, moved.num_samples)
-            texts = greedy_text(out.logits, out.num_frames, alphabet)
-            lines += zip(batch.keys, batch.texts, texts, strict=True)
-            seconds += batch.amount / SAMPLE_RATE
+            if batch.keys:
+                moved = batch.to(device)
+                out = model(moved.waveforms, moved.num_samples)
+                texts = greedy_text(out.logits, out.num_frames, alphabet)
+                lines += zip(batch.keys, batch.texts, texts, strict=True)
+                seconds += batch.amount / SAMPLE_RATE
     return lines, num_bad, seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist evaluate` takes."""
-    parser.add_argument("run", help="run folder of a fine-tuning")
-    parser.add_argument("--data", help="folder of shards (default: the run's data.valid)")
-    parser.add_argument(
-        "--checkpoint", choices=["best", "latest"], default="best", help="which one (default: best)"
-    )
+    add, which = parser.add_argument, ["best", "latest"]
+    add("run", help="run folder of a fine-tuning")
+    add("--data", help="folder of shards (default: the run's data.valid)")
+    add("--checkpoint", choices=which, default="best", help="which one (default: best)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,19 +6,15 @@ import jiwer
 
 
 def error_counts(references: list[str], hypotheses: list[str]) -> dict[str, int]:
-    """Errors (substitutions, deletions, insertions) and reference lengths, in words and in letters.
-
-    Counts, not rates, so that they add up over batches. Nothing is normalised. An empty reference
-    counts nothing.
-    """
-    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r]
+    """Errors (substitutions, deletions, insertions) and reference lengths, in words and in letters:
+    counts, which add up over batches. Nothing is normalised. An empty reference counts nothing."""
+    pairs = [pair for pair in zip(references, hypotheses, strict=True) if pair[0]]
     if not pairs:
         return {"word_errors": 0, "num_words": 0, "letter_errors": 0, "num_letters": 0}
-    truth, guess = [p[0] for p in pairs], [p[1] for p in pairs]
-    words, letters = jiwer.process_words(truth, guess), jiwer.process_characters(truth, guess)
-    return {
-        "word_errors": words.substitutions + words.deletions + words.insertions,
-        "num_words": words.substitutions + words.deletions + words.hits,
-        "letter_errors": letters.substitutions + letters.deletions + letters.insertions,
-        "num_letters": letters.substitutions + letters.deletions + letters.hits,
-    }
+    truth, guess = map(list, zip(*pairs, strict=True))
+    out: dict[str, int] = {}
+    for unit, compare in (("word", jiwer.process_words), ("letter", jiwer.process_characters)):
+        found = compare(truth, guess)
+        missed = found.substitutions + found.deletions
+        out |= {f"{unit}_errors": missed + found.insertions, f"num_{unit}s": missed + found.hits}
+    return out

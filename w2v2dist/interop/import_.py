@@ -32,20 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", help=".pt of fairseq, or folder of Hugging Face (config.json, model.safetensors)")
     add("--output", required=True, metavar="DIR", help="run folder to make; must be new")
-    add(
-        "--task",
-        choices=["pretrain", "finetune"],
-        default="pretrain",
-        help="what the checkpoint has to be; finetune: a CTC model on letters or phones, which "
-        "`w2v2dist evaluate` reads too (default: pretrain)",
-    )
+    task = "what the checkpoint has to be; finetune: a CTC model on letters or phones, which "
+    task += "`w2v2dist evaluate` reads too (default: pretrain)"
+    add("--task", choices=["pretrain", "finetune"], default="pretrain", help=task)
     add("--config", help="YAML file whose model: replaces the configuration in the checkpoint")
-    add(
-        "--trust-pickle",
-        action="store_true",
-        help="read files that hold more than data. This runs code that came with the file: only "
-        "for files from people you trust",
-    )
+    trust = "read files that hold more than data. This runs code that came with the file: only "
+    trust += "for files from people you trust"
+    add("--trust-pickle", action="store_true", help=trust)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,9 +25,8 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignCheckpoint:
-    """Weights under our names (unknown ones under their own) and the settings that came with them;
-    `normalize` is None where the checkpoint does not say whether its audio was normalised, `tokens`
-    where the alphabet is not known to be ours."""
+    """Weights under our names (unknown ones under their own) and the settings that came along; None
+    where the checkpoint does not say, or where its alphabet (`tokens`) is not known to be ours."""
 
     source: str
     library: Library
@@ -53,16 +51,15 @@ class ForeignCheckpoint:
 
     def known(self, config: Wav2Vec2Config | None) -> Wav2Vec2Config:
         """`config`, else the one that came along. Raises ValueError where there is none."""
-        if config is None and self.config is None:
-            raise ValueError(
-                f"{self.source} carries no configuration: pass config=Wav2Vec2Config(…) "
-                "(w2v2dist import: --config FILE.yaml)"
-            )
-        return config or self.config  # type: ignore[return-value]
+        if known := config or self.config:
+            return known
+        raise ValueError(
+            f"{self.source} carries no configuration: pass config=Wav2Vec2Config(…) "
+            "(w2v2dist import: --config FILE.yaml)"
+        )
 
     def fill(self, model: M, config: Wav2Vec2Config) -> M:
-        """Copy the weights into `model`. Raises ValueError that lists what is missing, unexpected
-        or of another shape."""
+        """Copy the weights into `model`. Raises ValueError that lists what does not fit."""
         wanted, given = model.state_dict(), dict(self.state)
         if self.library == "fairseq" and config.conv_channels == config.embed_dim:
             # fairseq leaves the projection out where it changes no width
@@ -78,22 +75,16 @@ class ForeignCheckpoint:
         def theirs(name: str) -> str:
             return their_name(name, self.library, config, self.task == "finetune") or name
 
+        shapes = [(n, tuple(given[n].shape), tuple(wanted[n].shape)) for n in wanted if n in given]
         problems = {
             "missing": [theirs(n) for n in wanted if n not in given],
             "unexpected": [theirs(n) for n in given if n not in wanted],
-            "of another shape": [
-                f"{theirs(n)} {tuple(given[n].shape)}, not {tuple(wanted[n].shape)}"
-                for n in wanted.keys() & given.keys()
-                if given[n].shape != wanted[n].shape
-            ],
+            "of another shape": [f"{theirs(n)} {a}, not {b}" for n, a, b in shapes if a != b],
         }
         if any(problems.values()):
-            text = "; ".join(
-                f"{kind}: {', '.join(sorted(names)[:10])}"
-                + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-                for kind, names in problems.items()
-                if names
-            )
+            shown = {k: ", ".join(sorted(names)[:10]) for k, names in problems.items() if names}
+            more = {k: f" and {len(v) - 10} more" for k, v in problems.items() if len(v) > 10}
+            text = "; ".join(f"{k}: {names}{more.get(k, '')}" for k, names in shown.items())
             head = "token_projection.weight"
             if (head in wanted) == (head in given):
                 what, remedy = "does not fit its configuration", "give the right one with --config"
@@ -115,7 +106,7 @@ def read_fairseq(
     if isinstance(source, Mapping):
         name, content = "the mapping", source if "model" in source else {"model": source}
     else:
-        name, content = str(source), _unpickle(Path(source), trust_pickle)
+        name, content = str(source), _read(Path(source), trust_pickle)
     weights = content.get("model") if isinstance(content, Mapping) else None
     if not _are_weights(weights):
         raise ValueError(f"{name} is not a fairseq checkpoint: it has no weights under 'model'")
@@ -145,17 +136,12 @@ def read_huggingface(source: str | Path, trust_pickle: bool = False) -> ForeignC
     Raises FileNotFoundError, and ValueError as `read_fairseq` does."""
     folder = Path(source)
     settings = _read_json(folder / "config.json", "give the folder of a Hugging Face model")
-    if (folder / "model.safetensors").exists():
-        try:
-            weights = load_file(folder / "model.safetensors")
-        except SafetensorError as error:
-            raise _damaged(folder / "model.safetensors", error) from None
-    elif (folder / "pytorch_model.bin").exists():
-        weights = _unpickle(folder / "pytorch_model.bin", trust_pickle)
-        if not _are_weights(weights):
-            raise ValueError(f"{folder / 'pytorch_model.bin'} holds no mapping of names to weights")
-    else:
-        raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    names = ("model.safetensors", "pytorch_model.bin")
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder} has neither {' nor '.join(names)}")
+    if not _are_weights(weights := _read(path, trust_pickle)):
+        raise ValueError(f"{path} holds no mapping of names to weights")
     optional = [folder / "vocab.json", folder / "preprocessor_config.json"]
     ids, processing = (_read_json(path) if path.exists() else None for path in optional)
     alphabets = [n for n in ("letters", "phones") if ids == alphabet(n).ids]
@@ -205,7 +191,7 @@ def load_torchaudio(
     arguments = path.with_name(path.name + ".json")
     if config is None and arguments.exists():
         config = our_config(_read_json(arguments), "torchaudio", str(arguments))
-    weights = _unpickle(path, False)
+    weights = _read(path, False)
     if not _are_weights(weights):
         raise ValueError(f"{path} holds no state dict of torchaudio: it maps no names to weights")
     state = {our_name(n, "torchaudio"): t for n, t in weights.items()}
@@ -253,10 +239,12 @@ def _damaged(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _unpickle(path: Path, trust: bool) -> Any:
-    """What torch.load reads, without running code unless trusted. Raises ValueError that says why
+def _read(path: Path, trust: bool) -> Any:
+    """What a file holds, read without running code unless trusted. Raises ValueError that says why
     not, and what the risk is."""
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except FileNotFoundError:

@@ -1,5 +1,4 @@
-"""Names of parameters and settings here, in fairseq, Hugging Face and torchaudio: two tables that
-are read in both directions."""
+"""Parameters and settings here, in fairseq, Hugging Face and torchaudio: tables read both ways."""
 
 from __future__ import annotations
 
@@ -85,6 +84,8 @@ _EXTRACTOR_NORMS = {
     "huggingface": ("feat_extract_norm", {"group": "group", "layer": "layer"}),
     "torchaudio": ("extractor_mode", {"group": "group_norm", "layer": "layer_norm"}),
 }
+_CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")  # Hugging Face's
+_TEMPERATURE = ("start", "floor", "decay")  # the order of fairseq's latent_temp
 # What our model always is; another value is another architecture
 _FIXED: dict[str, dict[str, Any]] = {
     "fairseq": {"activation_fn": "gelu", "target_glu": False, "same_quantizer": False},
@@ -146,8 +147,7 @@ def fairseq_name(name: str) -> str:
 
 
 def their_name(name: str, library: Library, config: Wav2Vec2Config, ctc: bool) -> str | None:
-    """The name of our parameter in the library's files, `ctc` those of a fine-tuned model; None
-    where it has no such parameter."""
+    """The name of our parameter in the library's files (`ctc`: fine-tuned); None: it has none."""
     theirs = _translate(name, "ours", library)
     if theirs is None:
         return None
@@ -165,27 +165,18 @@ def their_name(name: str, library: Library, config: Wav2Vec2Config, ctc: bool) -
 
 def their_settings(config: Wav2Vec2Config, library: Library) -> dict[str, Any]:
     """Our configuration as the library spells it."""
-    key, norms = _EXTRACTOR_NORMS[library]
-    column = _COLUMNS[library]
+    (key, norms), column = _EXTRACTOR_NORMS[library], _COLUMNS[library]
     out = {row[column]: getattr(config, row[0]) for row in _SETTING_ROWS if row[column] != "-"}
     out |= {key: norms[config.extractor_norm], **_FIXED[library]}
-    kernels, strides = list(config.conv_kernels), list(config.conv_strides)
-    layers = [(config.conv_channels, k, s) for k, s in zip(kernels, strides, strict=True)]
+    convolutions = zip(config.conv_kernels, config.conv_strides, strict=True)
+    layers = [(config.conv_channels, kernel, stride) for kernel, stride in convolutions]
     if library == "fairseq":
-        t = config.temperature
-        return out | {
-            "conv_feature_layers": str(layers),
-            "latent_temp": [t.start, t.floor, t.decay],
-        }
+        latent_temp = [getattr(config.temperature, name) for name in _TEMPERATURE]
+        return out | {"conv_feature_layers": str(layers), "latent_temp": latent_temp}
     if library == "torchaudio":
         return out | {"extractor_conv_layer_config": layers}
-    return out | {
-        "conv_dim": [config.conv_channels] * len(layers),
-        "conv_kernel": kernels,
-        "conv_stride": strides,
-        "num_feat_extract_layers": len(layers),
-        "codevector_dim": config.final_dim,
-    }
+    out |= zip(_CONVOLUTIONS, map(list, zip(*layers, strict=True)), strict=True)
+    return out | {"num_feat_extract_layers": len(layers), "codevector_dim": config.final_dim}
 
 
 def our_config(settings: Mapping[str, Any], library: Library, source: str) -> Wav2Vec2Config:
@@ -197,20 +188,17 @@ def our_config(settings: Mapping[str, Any], library: Library, source: str) -> Wa
                 f"{source} is of another architecture: {name} is {settings[name]!r} but must be "
                 f"{value!r}, the only one that this model has"
             )
-    key, norms = _EXTRACTOR_NORMS[library]
-    column = _COLUMNS[library]
+    (key, norms), column = _EXTRACTOR_NORMS[library], _COLUMNS[library]
     values = {row[0]: settings[row[column]] for row in _SETTING_ROWS if row[column] in settings}
     try:
         if library == "fairseq":
             layers = _literal(settings["conv_feature_layers"])
             temperature = _literal(settings.get("latent_temp", [2, 0.5, 0.999995]))
-            names = ("start", "floor", "decay")
-            values["temperature"] = dict(zip(names, temperature, strict=True))
+            values["temperature"] = dict(zip(_TEMPERATURE, temperature, strict=True))
             values["final_dim"] = values.get("final_dim") or values["embed_dim"]
             values = {"quantize_targets": False, **values}
         elif library == "huggingface":
-            names = ("conv_dim", "conv_kernel", "conv_stride")
-            layers = zip(*(settings[name] for name in names), strict=True)
+            layers = zip(*(settings[name] for name in _CONVOLUTIONS), strict=True)
         else:
             layers = settings["extractor_conv_layer_config"]
         widths, kernels, strides = zip(*layers, strict=True)

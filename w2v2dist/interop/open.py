@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from w2v2dist import checkpoint
 from w2v2dist.config import from_dict
@@ -27,15 +26,12 @@ class OpenedModel:
 def open_model(source: str | Path, which: str | None = None) -> OpenedModel:
     """The model of a step folder, or of a run folder: its "best" or "latest" checkpoint (default:
     the best where there is one). Raises CheckpointError."""
-    best = (Path(source) / "checkpoints" / "best").exists()
-    folder = checkpoint.find(Path(source), which or ("best" if best else "latest"))
-    saved: dict[str, Any] = checkpoint.read_meta(folder)["config"]
-    config = from_dict(Wav2Vec2Config, saved["model"], "model.")
+    folder = checkpoint.find(Path(source), which)
+    saved = checkpoint.read_meta(folder)["config"]
+    config, data = from_dict(Wav2Vec2Config, saved["model"], "model."), saved["data"]
+    letters = alphabet(data["tokens"]) if saved["task"] == "finetune" else None
     module: Model = Wav2Vec2ForPretraining(config)
-    letters = None
-    tokens, normalize = saved["data"]["tokens"], saved["data"]["normalize"]
-    if saved["task"] == "finetune":
-        letters = alphabet(tokens)
+    if letters is not None:
         module = Wav2Vec2ForCTC(config, letters.num_tokens)
     checkpoint.load_into(module, checkpoint.read_parameters(folder), str(folder))
-    return OpenedModel(module.eval(), letters, normalize, tokens, folder)
+    return OpenedModel(module.eval(), letters, data["normalize"], data["tokens"], folder)

@@ -37,29 +37,21 @@ def save_fairseq(
             )
     settings = their_settings(config, "fairseq")
     audio = {"data": "", "normalize": normalize, "sample_rate": 16_000}
-    cfg: dict[str, Any] = {
-        "model": {"_name": "wav2vec2", **settings},
-        "task": {"_name": "audio_pretraining", **audio},
-    }
+    task: dict[str, Any] = {"_name": "audio_pretraining", **audio}
+    cfg = {"model": {"_name": "wav2vec2", **settings}, "task": task}
     if ctc:
         names = "dropout attention_dropout activation_dropout dropout_input feature_grad_mult"
         names += " mask_prob mask_length mask_channel_prob mask_channel_length"
         over = {name: settings[name] for name in names.split()}
         over |= {"layerdrop": config.layer_drop, "final_dropout": 0.0, "apply_mask": True}
         over |= {"w2v_path": "", "data": "", "normalize": normalize, "w2v_args": cfg}
-        labels = "ltr" if tokens == "letters" else "phn"
-        cfg = {
-            "model": {"_name": "wav2vec_ctc", **over},
-            "task": {"_name": "audio_finetuning", **audio, "labels": labels},
-        }
+        task = {**task, "_name": "audio_finetuning"}
+        task["labels"] = "ltr" if tokens == "letters" else "phn"
+        cfg = {"model": {"_name": "wav2vec_ctc", **over}, "task": task}
     history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
-    content = {
-        "args": None,
-        "cfg": cfg,
-        "model": state,
-        "optimizer_history": [{**history, "num_updates": 0}],
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-    }
+    content: dict[str, Any] = {"args": None, "cfg": cfg, "model": state}
+    content["optimizer_history"] = [{**history, "num_updates": 0}]
+    content["extra_state"] = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}
     with replacing(Path(path)) as temporary:
         torch.save(content, temporary)
 
@@ -68,11 +60,9 @@ def save_huggingface(
     model: Model, path: str | Path, *, normalize: bool = False, tokens: str = "letters"
 ) -> None:
     """Write a folder for Wav2Vec2ForPreTraining or Wav2Vec2ForCTC.from_pretrained, of a CTC model
-    for Wav2Vec2Processor.from_pretrained too; `normalize` and `tokens` as in data.*.
-
-    Raises ValueError where `path` exists, `tokens` has another size than the output layer, or
-    Hugging Face has no such model (quantized inputs, continuous targets).
-    """
+    for Wav2Vec2Processor.from_pretrained too; `normalize` and `tokens` as in data.*. Raises
+    ValueError where `path` exists, `tokens` has another size than the output layer, or Hugging Face
+    has no such model (quantized inputs, continuous targets)."""
     config = model.config
     if not isinstance(model, Wav2Vec2ForCTC) and not config.quantize_targets:
         raise ValueError(
@@ -80,18 +70,14 @@ def save_huggingface(
             "quantizer: export to fairseq, or fine-tune first"
         )
     state = _their_state(model, "huggingface")
-    settings = {
-        "architectures": ["Wav2Vec2ForPreTraining"],
-        **their_settings(config, "huggingface"),
-        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-        **{"final_dropout": 0.0, "ctc_zero_infinity": True},
-    }
-    processing = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        **{"feature_size": 1, "sampling_rate": 16_000, "padding_side": "right"},
-        **{"padding_value": 0.0, "do_normalize": normalize},
-        "return_attention_mask": config.extractor_norm == "layer",
-    }
+    settings: dict[str, Any] = {"architectures": ["Wav2Vec2ForPreTraining"]}
+    settings |= their_settings(config, "huggingface")
+    settings |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    settings |= {"final_dropout": 0.0, "ctc_zero_infinity": True}
+    processing: dict[str, Any] = {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
+    processing |= {"feature_size": 1, "sampling_rate": 16_000, "padding_side": "right"}
+    processing |= {"padding_value": 0.0, "do_normalize": normalize}
+    processing["return_attention_mask"] = config.extractor_norm == "layer"
     files = {"config.json": settings, "preprocessor_config.json": processing}
     if isinstance(model, Wav2Vec2ForCTC):
         ids, outputs = alphabet(tokens).ids, model.token_projection.out_features
@@ -102,7 +88,7 @@ def save_huggingface(
             )
         settings |= {"architectures": ["Wav2Vec2ForCTC"], "vocab_size": outputs}
         processing["processor_class"] = "Wav2Vec2Processor"
-        roles = ("pad_token", "bos_token", "eos_token", "unk_token")
+        roles = "pad_token bos_token eos_token unk_token".split()
         special = dict(zip(roles, SPECIAL, strict=True))
         kind: dict[str, Any] = {"tokenizer_class": "Wav2Vec2CTCTokenizer"}
         if tokens == "phones":
@@ -119,13 +105,10 @@ def save_huggingface(
 
 def save_torchaudio(model: Model, path: str | Path) -> None:
     """Write the state dict of torchaudio.models.wav2vec2_model, and its arguments to PATH.json.
-
     torchaudio has no mask embedding, and of a pre-training only the body: the rest is left out.
-    Raises ValueError where `path` exists, or for quantized inputs.
-    """
-    path, outputs = Path(path), None
-    if isinstance(model, Wav2Vec2ForCTC):
-        outputs = model.token_projection.out_features
+    Raises ValueError where `path` exists, or for quantized inputs."""
+    path = Path(path)
+    outputs = model.token_projection.out_features if isinstance(model, Wav2Vec2ForCTC) else None
     arguments = {**their_settings(model.config, "torchaudio"), "aux_num_out": outputs}
     state = _their_state(model, "torchaudio")
     with replacing(path) as temporary, replacing(path.with_name(path.name + ".json")) as beside:

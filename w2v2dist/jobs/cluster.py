@@ -1,5 +1,4 @@
-"""A training as a submitit job: it saves when a signal comes, requeues itself and resumes from the
-disk."""
+"""A training as a submitit job: on a signal it saves and requeues itself; it resumes from disk."""
 
 from __future__ import annotations
 
@@ -76,7 +75,10 @@ class TrainJob(Checkpointable):
     def __call__(self) -> str:
         """Train and return "finished"; a preempted job is requeued and does not return."""
         environment = submitit.JobEnvironment()
-        os.environ.update(rendezvous(environment))
+        # The job's script has set MASTER_ADDR and MASTER_PORT
+        os.environ["RANK"] = str(environment.global_rank)
+        os.environ["WORLD_SIZE"] = str(environment.num_tasks)
+        os.environ["LOCAL_RANK"] = str(environment.local_rank)
         # submitit's own handler, which writes this job's pickle anew and calls scontrol requeue
         requeue: Any = signal.getsignal(signal.SIGUSR2)
         try:
@@ -108,16 +110,6 @@ def _hand_over(environment: submitit.JobEnvironment, signal_number: int, requeue
     raise SystemExit(EXIT_PREEMPTED)
 
 
-def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
-    """RANK, WORLD_SIZE and LOCAL_RANK of this task; the job's script has set MASTER_ADDR and
-    MASTER_PORT."""
-    return {
-        "RANK": str(environment.global_rank),
-        "WORLD_SIZE": str(environment.num_tasks),
-        "LOCAL_RANK": str(environment.local_rank),
-    }
-
-
 class Executor(submitit.SlurmExecutor):
     """submitit's Slurm executor, which also renders its script where Slurm is not installed."""
 
@@ -136,10 +128,11 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
     run_dir = run_dir.absolute()
     # Counted signals must never end a long training: see submitit's SignalHandler.has_timed_out
     executor = Executor(folder=run_dir / "logs", max_num_timeout=1_000_000, python=cluster.python)
-    optional = {key: getattr(cluster, key) for key in ("account", "qos", "partition", "constraint")}
-    optional["gpus_per_node"] = cluster.gpus_per_node or None
-    optional["exclusive"] = cluster.exclusive or None
+    optional = "account qos partition constraint gpus_per_node exclusive".split()
     no_kill: dict[str, Any] = {"no-kill": True} if cluster.no_kill else {}
+    modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
+    functions = job_functions(run_dir, nodes.split("-")[0], cluster)
     executor.update_parameters(
         job_name=f"{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:6]}",
         dependency="singleton",  # two jobs of one run folder never write it at the same time
@@ -154,33 +147,20 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
             "--cpu-bind=none",  # the data workers of a rank need more than the rank's one core
             *cluster.srun_args,
         ],
-        setup=_setup(cluster, run_dir, nodes),
+        setup=[*modules, *exports, *cluster.setup, functions],
         additional_parameters={"nodes": nodes, "requeue": True, **no_kill, **cluster.sbatch},
-        **{key: value for key, value in optional.items() if value is not None},
+        **{key: value for key in optional if (value := getattr(cluster, key))},
     )
     return executor
 
 
 def job_functions(run_dir: Path, min_nodes: str, cluster: ClusterConfig) -> str:
     """Shell: an `srun` that survives failed processes and nodes (job.sh says how)."""
-    values = {
-        "run": shlex.quote(str(run_dir.absolute())),
-        "min_nodes": min_nodes,
-        "no_kill": str(cluster.no_kill).lower(),
-        "max_failures": str(cluster.max_failures),
-        "max_node_failures": str(cluster.max_node_failures),
-        "signal_delay_s": str(cluster.signal_delay_s),
-    }
+    values = {"run": shlex.quote(str(run_dir.absolute())), "min_nodes": min_nodes}
+    for name in ("no_kill", "max_failures", "max_node_failures", "signal_delay_s"):
+        values[name] = str(getattr(cluster, name)).lower()
     functions = resources.files("w2v2dist.jobs").joinpath("job.sh").read_text(encoding="utf-8")
     return "\n".join([*(f"{key}={value}" for key, value in values.items()), functions])
-
-
-def _setup(cluster: ClusterConfig, run_dir: Path, nodes: str) -> list[str]:
-    modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
-    least = nodes.split("-")[0]
-    functions = job_functions(run_dir, least, cluster)
-    return [*modules, *exports, *cluster.setup, functions]
 
 
 def _print_functions(min_nodes: str, no_kill: str, config: str, *overrides: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import truediv
 
 import torch
 
@@ -21,11 +23,10 @@ GIB = 2**30
 class Plan:
     """The estimates of one job; bytes and FLOPs are floats."""
 
-    task: str
+    config: PretrainConfig | FinetuneConfig
     num_nodes: int
     num_processes: int
     slots_per_process: int
-    num_slots: int
     hours_per_step: float  # at most: micro-batches that end before max_samples_per_slot hold less
     num_parameters: int
     # of one process: weights, gradients and optimizer, partitioned as the ZeRO stage says
@@ -34,32 +35,28 @@ class Plan:
     checkpoint_bytes: float
     step_flops: float
     step_seconds: float  # assumed
-    max_steps: int
     formula: str
 
     def lines(self, gpu_memory_gib: float) -> list[str]:
         """The plan in words."""
-        memory = (self.state_bytes + self.activation_bytes) / GIB
-        fits = "fits in" if memory < 0.9 * gpu_memory_gib else "does NOT fit in"
-        parts = (
-            f"{self.state_bytes / GIB:.1f} state + {self.activation_bytes / GIB:.1f} activations"
-        )
-        hours = self.hours_per_step / self.num_nodes
+        state, kept = self.state_bytes / GIB, self.activation_bytes / GIB
+        memory = f"{state + kept:.1f} GiB ({state:.1f} state + {kept:.1f} activations)"
+        fits = "fits in" if state + kept < 0.9 * gpu_memory_gib else "does NOT fit in"
+        hours, seconds = self.hours_per_step / self.num_nodes, self.step_seconds
         megabytes = hours * FLAC_BYTES_PER_HOUR / 1e6
-        empty = self.slots_per_process * self.num_processes - self.num_slots
+        rate = f"{hours / seconds:.3f} h/s, {megabytes / seconds:.1f} MB/s"
+        steps, num_slots = self.config.loop.max_steps, self.config.data.virtual_world_size
+        empty = self.slots_per_process * self.num_processes - num_slots
         idle = f", {empty} of the step's places idle" if empty else ""
-        days = self.max_steps * self.step_seconds / 86_400
-        million = self.num_parameters / 1e6
-        rate = f"{hours / self.step_seconds:.3f} h/s, {megabytes / self.step_seconds:.1f} MB/s"
-        pflop = self.step_flops / 1e15
+        million, days = self.num_parameters / 1e6, steps * seconds / 86_400
         values = {
-            "task": f"{self.task}, {million:.1f} M parameters, {self.max_steps:,} steps",
+            "task": f"{self.config.task}, {million:.1f} M parameters, {steps:,} steps",
             "processes": f"{self.num_processes} on {self.num_nodes} nodes",
-            "slots": f"{self.num_slots} a step, {self.slots_per_process} per GPU{idle}",
+            "slots": f"{num_slots} a step, {self.slots_per_process} per GPU{idle}",
             "audio per step": f"{self.hours_per_step:.2f} h at most",
-            "memory per GPU": f"{memory:.1f} GiB ({parts}), {fits} {gpu_memory_gib:g} GiB",
+            "memory per GPU": f"{memory}, {fits} {gpu_memory_gib:g} GiB",
             "": self.formula,
-            "step time": f"{self.step_seconds:.2f} s ASSUMED: {pflop:.2f} PFLOP at "
+            "step time": f"{seconds:.2f} s ASSUMED: {self.step_flops / 1e15:.2f} PFLOP at "
             f"{ASSUMED_UTILISATION:.0%} of the GPUs' peak; {days:.1f} days in all",
             "data per node": f"{hours:.3f} h ({megabytes:.1f} MB of FLAC) a step; {rate}, if so",
             "checkpoint": f"{self.checkpoint_bytes / 1e9:.2f} GB (fp32 weights, both Adam moments)",
@@ -71,34 +68,30 @@ def make_plan(
     config: PretrainConfig | FinetuneConfig, num_nodes: int, tasks_per_node: int, peak_tflops: float
 ) -> Plan:
     """Estimate a job of `num_nodes` × `tasks_per_node` processes. ValueError if too many."""
-    num_processes = num_nodes * tasks_per_node
-    virtual = VirtualRanks(config.data.virtual_world_size)
-    rounds = virtual.num_rounds(num_processes)
+    num_processes, num_slots = num_nodes * tasks_per_node, config.data.virtual_world_size
+    rounds = VirtualRanks(num_slots).num_rounds(num_processes)
     num_parameters, num_conv = count_parameters(config.model, config.task)
     samples = config.data.max_samples_per_slot
     flops = slot_flops(config.model, num_parameters - num_conv, samples, config.data.max_crop)
     narrow = config.engine.precision != "fp32"
     activations, formula = activation_bytes(config.model, samples, 2 if narrow else 4)
-    # weights, gradients (accumulated in fp32), optimizer (two moments, and the fp32 master of
-    # 16-bit weights)
+    # weights, gradients (summed in fp32), optimizer (two moments, fp32 master of 16-bit weights)
     parts = [2.0 if narrow else 4.0, 4.0, 12.0 if narrow else 8.0]
     for part, stage in ((2, 1), (1, 2), (0, 3)):
         if config.engine.zero_stage >= stage:
             parts[part] /= num_processes
     return Plan(
-        task=config.task,
+        config=config,
         num_nodes=num_nodes,
         num_processes=num_processes,
         slots_per_process=rounds,
-        num_slots=virtual.num_slots,
-        hours_per_step=virtual.num_slots * samples / SAMPLE_RATE / 3600,
+        hours_per_step=num_slots * samples / SAMPLE_RATE / 3600,
         num_parameters=num_parameters,
         state_bytes=sum(parts) * num_parameters,
         activation_bytes=activations,
         checkpoint_bytes=12.0 * num_parameters,
-        step_flops=virtual.num_slots * flops,
+        step_flops=num_slots * flops,
         step_seconds=rounds * flops / (ASSUMED_UTILISATION * peak_tflops * 1e12),
-        max_steps=config.loop.max_steps,
         formula=formula,
     )
 
@@ -115,32 +108,27 @@ def slot_flops(config: Wav2Vec2Config, num_dense: int, num_samples: int, max_cro
     """Of a micro-batch: 6 × dense parameters × frames + attention + convolutions."""
     frames = num_samples / config.total_stride
     attention = 12 * frames * config.num_frames(max_crop) * config.embed_dim * config.num_layers
-    convolutions, length, channels_in = 0.0, float(num_samples), 1
-    for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True):
-        length /= stride
-        convolutions += 6 * length * kernel * channels_in * config.conv_channels
+    convolutions, channels_in = 0.0, 1
+    for kernel, outputs in zip(config.conv_kernels, _conv_frames(config, num_samples), strict=True):
+        convolutions += 6 * outputs * kernel * channels_in * config.conv_channels
         channels_in = config.conv_channels
     return 6 * num_dense * frames + attention + convolutions
 
 
 def activation_bytes(config: Wav2Vec2Config, num_samples: int, width: int) -> tuple[float, str]:
-    """What a micro-batch keeps for its backward pass, roughly, and the formula in words.
-
-    A value has `width` bytes. A Transformer layer with fused attention keeps about 17 values per
-    frame and channel, a convolution 3 per output (its own, the norm's, GELU's). Checkpointing keeps
-    each layer's input and the inside of one.
-    """
-    frames = num_samples / config.total_stride
-    layer = 17 * frames * config.embed_dim
-    layers = config.num_layers * layer
-    formula = f"rough: {width} bytes x (17 x frames x width x layers + 3 x convolution outputs)"
+    """What a micro-batch keeps for its backward pass, roughly, and the formula in words. A value is
+    `width` bytes. A Transformer layer with fused attention keeps about 17 values per frame and
+    channel, a convolution 3 per output (its own, the norm's, GELU's). Checkpointing keeps each
+    layer's input and the inside of one."""
+    per_channel, formula = 17 * config.num_layers, "17 x frames x width x layers"
     if config.activation_checkpointing:
-        layers = config.num_layers * frames * config.embed_dim + layer
-        formula = (
-            f"rough: {width} bytes x (frames x width x (layers + 17) + 3 x convolution outputs)"
-        )
-    convolutions, length = 0.0, float(num_samples)
-    for stride in config.conv_strides:
-        length /= stride
-        convolutions += 3 * length * config.conv_channels
+        per_channel, formula = config.num_layers + 17, "frames x width x (layers + 17)"
+    layers = per_channel * config.embed_dim * num_samples / config.total_stride
+    convolutions = 3 * config.conv_channels * sum(_conv_frames(config, num_samples))
+    formula = f"rough: {width} bytes x ({formula} + 3 x convolution outputs)"
     return width * (layers + convolutions), formula
+
+
+def _conv_frames(config: Wav2Vec2Config, num_samples: int) -> list[float]:
+    """Frames after each convolution."""
+    return [*accumulate(config.conv_strides, truediv, initial=float(num_samples))][1:]

@@ -11,23 +11,6 @@ from w2v2dist.tasks.train import config_arguments, open_source, read_config
 from w2v2dist.training.rollbacks import read_rollbacks, seed_at
 
 
-def print_batches(config_path: str, overrides: list[str], step: int, slot: int | None) -> None:
-    """Print one JSON line a slot: the keys, crops and mask fractions of a step, from the index
-    alone."""
-    config = read_config(config_path, [*overrides, "data.valid=null"])
-    num_slots = config.data.virtual_world_size
-    slots = range(num_slots) if slot is None else [slot]
-    if step < 1 or not all(0 <= s < num_slots for s in slots):
-        raise ConfigError(
-            f"step is {step} and slot {slot} but steps count from 1 and slots from 0 to "
-            f"{num_slots - 1} (data.virtual_world_size - 1)"
-        )
-    seed = seed_at(read_rollbacks(Path(config.run_dir)), config.seed, step)
-    source = open_source(config)
-    for s in slots:
-        print(json.dumps(source.audit(step, s, seed)))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist batches` takes."""
     config_arguments(parser)
@@ -41,4 +24,15 @@ def run(args: argparse.Namespace) -> None:
     example:
       w2v2dist batches configs/tiny_pretrain.yaml data.train=demo/shards/train --step 7
     """
-    print_batches(args.config, args.overrides, args.step, args.slot)
+    config = read_config(args.config, [*args.overrides, "data.valid=null"])
+    num_slots = config.data.virtual_world_size
+    slots = range(num_slots) if args.slot is None else [args.slot]
+    if args.step < 1 or not all(0 <= slot < num_slots for slot in slots):
+        raise ConfigError(
+            f"step is {args.step} and slot {args.slot} but steps count from 1 and slots from 0 to "
+            f"{num_slots - 1} (data.virtual_world_size - 1)"
+        )
+    seed = seed_at(read_rollbacks(Path(config.run_dir)), config.seed, args.step)
+    source = open_source(config)
+    for slot in slots:
+        print(json.dumps(source.audit(args.step, slot, seed)))

@@ -19,14 +19,6 @@ from w2v2dist.training.config import TrainingConfig
 MUCH = 4  # a batch is much larger from here on
 
 
-class Deviation(NamedTuple):
-    """A key of the configuration, "1 instead of 2 (source)", and why."""
-
-    key: str
-    text: str
-    reason: str
-
-
 class Reference(NamedTuple):
     """What a configuration is compared with: values by dotted key, their source, and where paper
     and released file differ: `{key: {"paper": …, "released": …, "reason": …}}`."""
@@ -43,22 +35,17 @@ def references(task: str) -> dict[str, Reference]:
     differences, sources = table.pop("differences"), table.pop("sources")
 
     def resolve(name: str) -> dict[str, Any]:
-        own = dict(table[name])
-        out: dict[str, Any] = {}
-        for base in str(own.pop("base", "")).split():
+        own, out = flatten(table[name]), dict[str, Any]()
+        for base in own.pop("base", "").split():
             out |= resolve(base)
         return out | own
 
-    return {
-        name: Reference(
-            name,
-            values,
-            sources.get(name, "released file"),
-            differences["common"] | differences.get(name, {}),
-        )
-        for name in table
-        if "schedule.peak_lr" in (values := resolve(name)) and values["task"] == task
-    }
+    out: dict[str, Reference] = {}
+    for name, values in {name: resolve(name) for name in table}.items():
+        if "schedule.peak_lr" in values and values["task"] == task:
+            split = differences["common"] | differences.get(name, {})
+            out[name] = Reference(name, values, sources.get(name, "released file"), split)
+    return out
 
 
 def compare(
@@ -76,17 +63,16 @@ def compare(
         values["pretrained"] = "a pre-trained model" if values["pretrained"] else "random weights"
     known = references(values["task"])
     if name is None:
-        name = Path(path).stem if Path(path).stem in known else nearest(values, known)
+        nearest = min(known, key=lambda other: len(deviations(values, known[other], {})))
+        name = Path(path).stem if Path(path).stem in known else nearest
     if name not in known:
         raise ValueError(
             f"--reference is {name} but must be one of {', '.join(known)} "
             f"(those of task: {values['task']})"
         )
     reference = known[name]
-    reasons = written_reasons(path) | dict.fromkeys(
-        flatten(parse_overrides(overrides)), "command line"
-    )
-    found = deviations(values, reference, reasons)
+    given = dict.fromkeys(flatten(parse_overrides(overrides)), "command line")
+    found = deviations(values, reference, written_reasons(path) | given)
     hours, usual = audio_hours(values), audio_hours(reference.values)
     ratio = "the same" if hours == usual else f"{hours / usual:.3g} times as much"
     lines = [
@@ -94,42 +80,31 @@ def compare(
         f"audio per step: {hours:.3g} h at most; {name} {usual:.3g} h: {ratio}",
         *learning_rate_warning(values, reference),
     ]
-    width = max((len(d.key) for d in found), default=0)
-    return lines + [f"  {d.key:<{width}}  {d.text} [{d.reason}]" for d in found]
-
-
-def nearest(values: dict[str, Any], known: dict[str, Reference]) -> str:
-    """The name of the reference from which the fewest values deviate; of equals the first."""
-    return min(known, key=lambda name: len(deviations(values, known[name], {})))
+    width = max(map(len, found), default=0)
+    return lines + [f"  {key:<{width}}  {text}" for key, text in found.items()]
 
 
 def deviations(
     values: dict[str, Any], reference: Reference, reasons: dict[str, str]
-) -> list[Deviation]:
-    """Where `values` (by dotted key) differ from any source of the reference, in their order.
-
-    The reason is ours where the sources differ and the value is one of theirs, else the one in
-    `reasons`, else that it is the default.
-    """
+) -> dict[str, str]:
+    """Where `values` (by dotted key) differ from any source of the reference, in their order: key
+    to "1 instead of 2 (source) [reason]". The reason is ours where the sources differ and the value
+    is one of theirs, else the one in `reasons`, else that it is the default."""
     # What no key sets, such as a limit that we do not have, is as the paper says
     unset = {k: d["paper"] for k, d in reference.differences.items() if k not in values}
-    out = []
+    names = {"paper": "paper", "released": "released file"}
+    out: dict[str, str] = {}
     for key, value in {**values, **unset}.items():
-        split = reference.differences.get(key)
+        split = reference.differences.get(key, {})
         ours = reference.values.get(key, value)
-        sources = {reference.source: ours}
-        if split is not None:
-            names = {"paper": "paper", "released": "released file"}
-            sources = {names[k]: v for k, v in split.items() if k in names}
+        sources = {names[k]: v for k, v in split.items() if k in names} or {reference.source: ours}
         others = [f"{show(v)} ({source})" for source, v in sources.items() if v != value]
-        if not others:
-            continue
-        held = [f" ({source})" for source, v in sources.items() if v == value]
-        text = f"{show(value)}{''.join(held)} instead of {' or '.join(others)}"
-        reason = reasons.get(key, "default")
-        if split is not None and value in (ours, *sources.values()):
-            reason = split["reason"]
-        out.append(Deviation(key, text, reason))
+        if others:
+            held = [f" ({source})" for source, v in sources.items() if v == value]
+            text = f"{show(value)}{''.join(held)} instead of {' or '.join(others)}"
+            decided = split and value in (ours, *sources.values())
+            reason = split["reason"] if decided else reasons.get(key, "default")
+            out[key] = f"{text} [{reason}]"
     return out
 
 
@@ -160,8 +135,7 @@ def learning_rate_warning(values: dict[str, Any], reference: Reference) -> list[
 
 
 def written_reasons(path: str | Path) -> dict[str, str]:
-    """Dotted key -> the comment on its line of the YAML file, or the file's name where there is
-    none; a file's `base:` is read first."""
+    """Dotted key -> the comment on its line of a YAML file, else the file's name; `base:` first."""
     path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     inherited: dict[str, str] = {}
@@ -196,9 +170,8 @@ def show(value: Any, digits: int = 6) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist paper` takes."""
     config_arguments(parser)
-    parser.add_argument(
-        "--reference", help="for example base_ls960 (default: the most similar one)"
-    )
+    named = "for example base_ls960 (default: the most similar one)"
+    parser.add_argument("--reference", help=named)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import datetime
 import html
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,8 @@ from w2v2dist.runtime.logging import console, read_jsonl
 Record = dict[str, Any]
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626")
 # Events that change what the curves mean get a line on them
-MARKED = {
-    "preempted": "#dc2626",
-    "resumed": "#059669",
-    "alarm": "#b45309",
-    "checkpoint_damaged": "#b45309",
-}
+MARKED = {"preempted": "#dc2626", "resumed": "#059669"}
+MARKED |= dict.fromkeys(("alarm", "checkpoint_damaged"), "#b45309")
 HIGHLIGHTS = """
 pretrained freeze_steps model.num_layers model.embed_dim model.conv_channels model.norm_first
 model.num_codebook_entries model.mask_prob data.virtual_world_size data.max_samples_per_slot
@@ -68,10 +64,10 @@ class Run:
         """Contrastive loss of a model that guesses: log2(1 + distractors), 6.658 bits for 100."""
         return math.log2(1 + int(self.config.get("model.num_distractors", 100)))
 
-    def series(self, key: str, scale: float = 1.0) -> tuple[list[int], list[float]]:
-        """Steps and values (times `scale`) of a metric, where it was logged as a finite number."""
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric, where it was logged as a finite number."""
         known = [r for r in self.records if isinstance(r.get(key), (int, float))]
-        return [int(r["step"]) for r in known], [float(r[key]) * scale for r in known]
+        return [int(r["step"]) for r in known], [float(r[key]) for r in known]
 
     def last(self, key: str) -> float | None:
         """The last logged value of a metric."""
@@ -79,51 +75,33 @@ class Run:
         return values[-1] if values else None
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One plot: its title and (metric, label, scale) of each curve."""
-
-    title: str
-    curves: tuple[tuple[str, str, float], ...]
-
-
-PRETRAIN = (
-    Panel(
-        "contrastive loss (bits)",
-        (("contrastive_loss", "train", 1), ("valid/contrastive_loss", "valid", 1)),
-    ),
-    Panel(
-        "other losses (bits)",
-        (("diversity_loss", "diversity", 1), ("feature_penalty", "feature penalty", 1)),
-    ),
-    Panel(
-        "perplexity (codes in use)",
-        (("code_perplexity", "code", 1), ("prob_perplexity", "prob", 1)),
-    ),
-    Panel("accuracy (%)", (("accuracy", "train", 100), ("valid/accuracy", "valid", 100))),
-    Panel("learning rate", (("lr", "", 1),)),
-    Panel("Gumbel temperature", (("temperature", "", 1),)),
-    Panel("gradient norm", (("grad_norm", "", 1),)),
-    Panel("speed (× real time)", (("speed", "", 1),)),
-)
-FINETUNE = (
-    Panel("CTC loss (nats per utterance)", (("loss", "train", 1), ("valid/loss", "valid", 1))),
-    Panel("validation errors (%)", (("valid/wer", "words", 100), ("valid/cer", "letters", 100))),
-    Panel("learning rate", (("lr", "", 1),)),
-    Panel("gradient norm", (("grad_norm", "", 1),)),
-)
+# Panels: title -> the label of each metric's curve
+PRETRAIN = {
+    "contrastive loss (bits)": {"contrastive_loss": "train", "valid/contrastive_loss": "valid"},
+    "other losses (bits)": {"diversity_loss": "diversity", "feature_penalty": "feature penalty"},
+    "perplexity (codes in use)": {"code_perplexity": "code", "prob_perplexity": "prob"},
+    "accuracy (%)": {"accuracy": "train", "valid/accuracy": "valid"},
+    "learning rate": {"lr": ""},
+    "Gumbel temperature": {"temperature": ""},
+    "gradient norm": {"grad_norm": ""},
+    "speed (× real time)": {"speed": ""},
+}
+FINETUNE = {
+    "CTC loss (nats per utterance)": {"loss": "train", "valid/loss": "valid"},
+    "validation errors (%)": {"valid/wer": "words", "valid/cer": "letters"},
+    "learning rate": {"lr": ""},
+    "gradient norm": {"grad_norm": ""},
+}
 
 
 def write_report(run_dirs: list[Path], output: Path, notes: dict[str, str] | None = None) -> Path:
     """Write the page for `run_dirs` to `output`, return it; `notes` (name: text) stand at its top.
-
-    Raises ValueError where a folder is not a run.
-    """
+    Raises ValueError where a folder is not a run."""
     runs = [read_run(Path(folder)) for folder in run_dirs]
     finetunings = [run for run in runs if not run.is_pretraining and run.series("valid/wer")[1]]
     parts = [f"<h1>{html.escape(' · '.join(run.name for run in runs))}</h1>"]
-    for name, text in (notes or {}).items():
-        parts.append(f"<p><b>{html.escape(name)}</b> {html.escape(str(text))}</p>")
+    for note in (notes or {}).items():
+        parts.append("<p><b>{}</b> {}</p>".format(*map(html.escape, note)))
     if len(finetunings) > 1:
         image = _image(_comparison(finetunings), "validation errors")
         parts += ["<h2>Fine-tunings compared</h2>", image]
@@ -157,10 +135,10 @@ def _section(run: Run) -> str:
     kind = "pre-training" if run.is_pretraining else "fine-tuning"
     cards = "".join(
         f'<div class="card"><b>{value}</b><span>{html.escape(label)}</span></div>'
-        for label, value in _numbers(run)
+        for label, value in _numbers(run).items()
     )
     image = "<p>No metrics were logged yet.</p>"
-    if (figure := _curves(run)) is not None:
+    if figure := _curves(run):
         image = _image(figure, f"curves of {run.name}")
     events = _table(("time", "event", "step", "details"), _events(run))
     settings = [(key, run.config[key]) for key in HIGHLIGHTS if key in run.config]
@@ -171,32 +149,29 @@ def _section(run: Run) -> str:
     )
 
 
-def _numbers(run: Run) -> list[tuple[str, str]]:
-    """The final numbers: (label, text)."""
-    steps = [int(r["step"]) for r in run.records]
-    out = [("steps of " + str(run.config.get("loop.max_steps", "?")), str(max(steps, default=0)))]
-
-    def add(label: str, key: str, form: Callable[[float], str], best: bool = False) -> None:
-        values = run.series(key)[1]
-        if values:
-            out.append((label, form(min(values) if best else values[-1])))
-
-    def percent(value: float) -> str:
-        return f"{100 * value:.1f} %"
-
+def _numbers(run: Run) -> dict[str, str]:
+    """The final numbers: label to text."""
+    steps = max((int(r["step"]) for r in run.records), default=0)
+    out = {f"steps of {run.config.get('loop.max_steps', '?')}": str(steps)}
     if run.is_pretraining:
-        chance = f"chance {run.chance_bits:.3f}"
-        add(f"contrastive loss, bits ({chance})", "contrastive_loss", "{:.3f}".format)
-        add("best on validation, bits", "valid/contrastive_loss", "{:.3f}".format, best=True)
-        add("accuracy", "accuracy", percent)
-        add("code perplexity", "code_perplexity", "{:.1f}".format)
+        bits, shown = f"contrastive loss, bits (chance {run.chance_bits:.3f})", "{:.3f}"
+        rows = [
+            (bits, "contrastive_loss", shown),
+            ("best on validation, bits", "valid/contrastive_loss", shown),
+            ("accuracy", "accuracy", "{:.1%}"),
+            ("code perplexity", "code_perplexity", "{:.1f}"),
+        ]
     else:
-        add("best word errors on validation", "valid/wer", percent, best=True)
-        add("best letter errors on validation", "valid/cer", percent, best=True)
-    hours = sum(run.series("audio_hours")[1])
-    out.append(("hours of audio used", f"{hours:.2f}"))
-    resumed = sum(e.get("event") == "resumed" for e in run.events)
-    out.append(("interruptions survived", str(resumed)))
+        rows = [
+            ("best word errors on validation", "valid/wer", "{:.1%}"),
+            ("best letter errors on validation", "valid/cer", "{:.1%}"),
+        ]
+    for label, key, form in rows:
+        if values := run.series(key)[1]:
+            value = min(values) if label.startswith("best") else values[-1]
+            out[label] = form.format(value).replace("%", " %")
+    out["hours of audio used"] = f"{sum(run.series('audio_hours')[1]):.2f}"
+    out["interruptions survived"] = str(sum(e.get("event") == "resumed" for e in run.events))
     return out
 
 
@@ -204,15 +179,12 @@ def _events(run: Run) -> list[tuple[object, ...]]:
     """Rows of the table of events; savings are counted, not listed."""
     rows: list[tuple[object, ...]] = []
     for event in run.events:
-        if event.get("event") == "saved":
-            continue
-        rest = {k: v for k, v in event.items() if k not in ("event", "time", "step")}
-        time = datetime.datetime.fromtimestamp(float(event.get("time", 0)))
-        when = time.strftime("%Y-%m-%d %H:%M:%S")
-        details = ", ".join(f"{k} {v}" for k, v in rest.items())
-        rows.append((when, event.get("event", ""), event.get("step", ""), details))
-    saved = sum(event.get("event") == "saved" for event in run.events)
-    return [*rows, ("", "saved", "", f"{saved} times")]
+        if event.get("event") != "saved":
+            time = datetime.datetime.fromtimestamp(float(event.get("time", 0)))
+            rest = (f"{k} {v}" for k, v in event.items() if k not in ("event", "time", "step"))
+            said = event.get("event", ""), event.get("step", ""), ", ".join(rest)
+            rows.append((f"{time:%Y-%m-%d %H:%M:%S}", *said))
+    return [*rows, ("", "saved", "", f"{len(run.events) - len(rows)} times")]
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -223,23 +195,23 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _curves(run: Run) -> Figure | None:
     """All panels of a run that have data."""
-    panels = [
-        panel
-        for panel in (PRETRAIN if run.is_pretraining else FINETUNE)
-        if any(run.series(key)[1] for key, _, _ in panel.curves)
-    ]
+    panels = PRETRAIN if run.is_pretraining else FINETUNE
+    panels = {t: keys for t, keys in panels.items() if any(run.series(key)[1] for key in keys)}
     if not panels:
         return None
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
-    for number, panel in enumerate(panels):
-        axes = _axes(figure, rows, columns, number, panel.title)
-        for colour, (key, label, scale) in zip(COLOURS, panel.curves, strict=False):
-            _draw(axes, *run.series(key, scale), colour=colour, label=label)
-        if panel.curves[0][0] == "contrastive_loss":
-            _mark_chance(axes, run.chance_bits)
-        _mark(axes, run.events, named=number == 0)
+    for number, (title, labels) in enumerate(panels.items(), 1):
+        axes = _axes(figure, rows, columns, number, title)
+        for colour, (key, label) in zip(COLOURS, labels.items(), strict=False):
+            _draw(axes, run, key, colour, label)
+        if "contrastive_loss" in labels:
+            bits, place = run.chance_bits, axes.get_yaxis_transform()
+            axes.axhline(bits, color="#6b7280", linestyle="--", linewidth=1)
+            style = {"fontsize": "x-small", "color": "#6b7280", "ha": "right", "va": "top"}
+            axes.text(0.99, bits, f"chance {bits:.3f}", style, transform=place)
+        _mark(axes, run.events, named=number == 1)
         if len(axes.get_legend_handles_labels()[1]):
             axes.legend(fontsize=7, frameon=False)
     return figure
@@ -248,37 +220,32 @@ def _curves(run: Run) -> Figure | None:
 def _comparison(runs: list[Run]) -> Figure:
     """Validation errors of several fine-tunings."""
     figure = Figure(figsize=(10, 3), layout="constrained")
-    for number, (key, name) in enumerate((("valid/wer", "word"), ("valid/cer", "letter"))):
+    for number, (key, name) in enumerate({"valid/wer": "word", "valid/cer": "letter"}.items(), 1):
         axes = _axes(figure, 1, 2, number, f"{name} errors on validation (%)")
         for colour, run in zip(COLOURS * len(runs), runs, strict=False):
-            _draw(axes, *run.series(key, 100), colour=colour, label=run.name)
+            _draw(axes, run, key, colour, run.name)
         axes.legend(fontsize=8, frameon=False)
     return figure
 
 
 def _axes(figure: Figure, rows: int, columns: int, number: int, title: str) -> Axes:
-    axes = figure.add_subplot(rows, columns, number + 1)
+    axes = figure.add_subplot(rows, columns, number)
     axes.set_title(title, fontsize=9, loc="left", color="#374151")
     axes.tick_params(labelsize=7, length=2, color="#94a3b8", labelcolor="#475569")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.margins(x=0.02)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#cbd5e1")
+    axes.spines[:].set_color("#cbd5e1")
+    axes.spines[["top", "right"]].set_visible(False)
     return axes
 
 
-def _draw(axes: Axes, steps: list[int], values: list[float], *, colour: str, label: str) -> None:
+def _draw(axes: Axes, run: Run, key: str, colour: str, label: str) -> None:
+    steps, values = run.series(key)
     if steps:  # a few points are shown as such, a curve of thousands as a thin line
         marker = "o" if len(steps) <= 12 else ""
+        scale = 100 if axes.get_title("left").endswith("(%)") else 1
+        values = [scale * value for value in values]
         axes.plot(steps, values, marker=marker, color=colour, label=label or None, lw=1.3, ms=2.5)
-
-
-def _mark_chance(axes: Axes, bits: float) -> None:
-    axes.axhline(bits, color="#6b7280", linestyle="--", linewidth=1)
-    style = {"fontsize": "x-small", "color": "#6b7280", "ha": "right", "va": "top"}
-    place = axes.get_yaxis_transform()
-    axes.text(0.99, bits, f"chance {bits:.3f}", style, transform=place)
 
 
 def _mark(axes: Axes, events: list[Record], *, named: bool) -> None:
@@ -304,10 +271,9 @@ def _image(figure: Figure, description: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist report` takes."""
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument(
-        "--output", type=Path, help="file (default: RUN/report.html of the first run)"
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, help="run folders")
+    add("--output", type=Path, help="file (default: RUN/report.html of the first run)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
-"""What became of a run: its state, progress, speed and lost time, read from the run folder alone.
-
-Works while the run trains and after it died, on any machine that sees the folder and its locks.
-"""
+"""What became of a run: its state, progress, speed and lost time, read from the run folder alone,
+while it trains and after it died, on any machine that sees the folder and its locks."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import datetime
 import itertools
 import statistics
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,9 @@ from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.training import run_folder
 from w2v2dist.training.schedules import LoopConfig
 
+Record = dict[str, Any]
 RECENT = 10  # logged intervals that speeds are averaged over
-METRICS = ("loss", "contrastive_loss", "accuracy", "code_perplexity")
-VALID = ("valid/contrastive_loss", "valid/wer")
+METRICS = "loss contrastive_loss accuracy code_perplexity valid/contrastive_loss valid/wer".split()
 
 
 def read_status(run_dir: str | Path) -> dict[str, Any]:
@@ -33,17 +30,19 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").exists():
         raise ConfigError(f"{run_dir} is no run folder: it has no config.yaml")
-    records = read_jsonl(run_dir / "metrics.jsonl")
-    events = read_jsonl(run_dir / "events.jsonl")
+    records, events = (read_jsonl(run_dir / f"{name}.jsonl") for name in ("metrics", "events"))
     training = [r for r in records if "seconds" in r]
     starts = run_folder.starts(events)
     sizes = [e.get("world_size", e.get("new_world_size")) for e in starts]
     recent = training[-RECENT:]
-    seconds = sum(r["seconds"] for r in recent)
+    seconds = max(sum(r["seconds"] for r in recent), 1e-9)
     per_step = _seconds_per_step(training)
     kept, step, repeated = _replay(training, starts)
     loop = read_yaml(run_dir / "config.yaml").get("loop", {})  # an imported model's has none
     max_steps = int(loop.get("max_steps", LoopConfig().max_steps))
+    saves = [e for e in events if e["event"] == "saved"]
+    skipped = [e["total"] for e in events if e["event"] == "sample_skipped"]
+    signs = [r["time"] for r in (*records, *events) if "time" in r]
     saved = [int(p.name.removeprefix("step_")) for p in run_dir.glob("checkpoints/step_*")]
     held_by = run_folder.holder(run_dir)
     return {
@@ -54,61 +53,52 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "seconds_per_step": per_step,
         "seconds_left": None if per_step is None else (max_steps - step) * per_step,
         "audio_hours": sum(r["audio_hours"] for r in kept),
-        "audio_hours_per_second": sum(r["audio_hours"] for r in recent) / max(seconds, 1e-9),
-        "data_wait": sum(r["data_wait_seconds"] for r in recent) / max(seconds, 1e-9),
+        "audio_hours_per_second": sum(r["audio_hours"] for r in recent) / seconds,
+        "data_wait": sum(r["data_wait_seconds"] for r in recent) / seconds,
         "slowest_rank": _slowest_rank(recent),
         "attempts": len(starts),
         "world_sizes": [size for size, _ in itertools.groupby(sizes)],
         "checkpoint_step": max(saved, default=None),
-        "saving_seconds": sum(
-            e.get("pause_seconds", e["seconds"]) for e in events if e["event"] == "saved"
-        ),
+        "saving_seconds": sum(e.get("pause_seconds", e["seconds"]) for e in saves),
         # What the job's script notes after a failure is no sign of life
         "restart_seconds": _restart_seconds([*records, *(e for e in events if "job" not in e)]),
         "repeated_steps": repeated,
-        "skipped_utterances": max(
-            (e["total"] for e in events if e["event"] == "sample_skipped"), default=0
-        ),
+        "skipped_utterances": max(skipped, default=0),
         "alarms": [e for e in events if e["event"] == "alarm"],
         "stalled_processes": len(_stalled(run_dir, starts)),
-        "last_sign_of_life": max(
-            (r["time"] for r in (*records, *events) if "time" in r), default=None
-        ),
-        "metrics": {k: r[k] for r in records for k in (*METRICS, *VALID) if k in r},
+        "last_sign_of_life": max(signs, default=None),
+        "metrics": {k: r[k] for r in records for k in METRICS if k in r},
     }
 
 
-def _slowest_rank(recent: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The process that most often was the slowest, and by how much then; None where one is alone
-    or older logs do not say."""
+def _slowest_rank(recent: list[Record]) -> Record | None:
+    """The process that was the slowest most often, and by how much then; None: unknown or alone."""
     said = [r for r in recent if "slowest_rank" in r and r["world_size"] > 1]
     said = [r for r in said if r["world_size"] == said[-1]["world_size"]]
     if not said:
         return None
-    places = Counter((r["slowest_rank"], r["slowest_host"]) for r in said)
-    (rank, host), count = places.most_common(1)[0]
+    rank, host = statistics.mode((r["slowest_rank"], r["slowest_host"]) for r in said)
     mine = [r for r in said if (r["slowest_rank"], r["slowest_host"]) == (rank, host)]
     median = sum(r["median_rank_seconds"] for r in mine)
     ratio = sum(r["slowest_rank_seconds"] for r in mine) / max(median, 1e-9)
-    return {"rank": rank, "host": host, "ratio": ratio, "count": count, "of": len(said)}
+    return {"rank": rank, "host": host, "ratio": ratio, "count": len(mine), "of": len(said)}
 
 
-def _stalled(run_dir: Path, starts: list[dict[str, Any]]) -> list[Path]:
+def _stalled(run_dir: Path, starts: list[Record]) -> list[Path]:
     """What the watchdogs of the last attempt wrote."""
     since = starts[-1]["time"] if starts else 0.0
     stats = {path: path.stat() for path in run_dir.glob("logs/stacks-*.txt")}
     return [p for p, stat in stats.items() if stat.st_size and stat.st_mtime >= since]
 
 
-def _end(events: list[dict[str, Any]]) -> str:
+def _end(events: list[Record]) -> str:
     """The state of a run that no process holds."""
-    known = {"start": "stopped", "resumed": "stopped", "finished": "finished"}
-    known["preempted"] = "preempted"
-    states = [known[e["event"]] for e in events if e["event"] in known]
-    return states[-1] if states else "new"
+    known = {"start": "stopped", "resumed": "stopped"}
+    known |= {name: name for name in ("finished", "preempted")}
+    return next((known[e["event"]] for e in reversed(events) if e["event"] in known), "new")
 
 
-def _seconds_per_step(training: list[dict[str, Any]]) -> float | None:
+def _seconds_per_step(training: list[Record]) -> float | None:
     """Median over the last logged intervals that follow one another."""
     pairs = itertools.pairwise(training[-RECENT - 1 :])
     steps = [r["seconds"] / (r["step"] - a["step"]) for a, r in pairs if r["step"] > a["step"]]
@@ -117,12 +107,9 @@ def _seconds_per_step(training: list[dict[str, Any]]) -> float | None:
     return statistics.median(steps) if steps else None
 
 
-def _replay(
-    training: list[dict[str, Any]], starts: list[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], int, int]:
-    """The records of steps that still count, the last step, and how many steps were lost because
-    the run was resumed from before them."""
-    kept: dict[int, dict[str, Any]] = {}
+def _replay(training: list[Record], starts: list[Record]) -> tuple[list[Record], int, int]:
+    """The records of steps that count, the last step, and how many a resumption had to repeat."""
+    kept: dict[int, Record] = {}
     step = repeated = 0
     for item in sorted([*training, *starts], key=lambda r: float(r.get("time", 0))):
         if "event" not in item:
@@ -136,26 +123,23 @@ def _replay(
     return list(kept.values()), step, repeated
 
 
-def _restart_seconds(entries: list[dict[str, Any]]) -> float:
+def _restart_seconds(entries: list[Record]) -> float:
     """From the last sign of life before each resumption to the resumption."""
-    times = [r["time"] for r in entries if "time" in r]
-    lost = 0.0
-    for resumed in (e for e in entries if e.get("event") == "resumed"):
-        before = [t for t in times if t < resumed["time"]]
-        lost += resumed["time"] - max(before, default=resumed["time"])
-    return lost
+    times: list[float] = [r["time"] for r in entries if "time" in r]
+    resumed: list[float] = [e["time"] for e in entries if e.get("event") == "resumed"]
+    return sum(now - max((t for t in times if t < now), default=now) for now in resumed)
 
 
-def format_status(status: dict[str, Any]) -> str:
+def format_status(s: Record) -> str:
     """The status as lines of text for a person."""
 
     def duration(seconds: float | None) -> str:
         return "not known" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
-    s = status
-    share = 100 * s["step"] / s["max_steps"]
     lines = {"state": s["state"] + (f" ({s['process']})" if s["process"] else "")}
-    lines["step"] = f"{s['step']:,} of {s['max_steps']:,} ({share:.1f} %)"
+    lines["step"] = (
+        f"{s['step']:,} of {s['max_steps']:,} ({100 * s['step'] / s['max_steps']:.1f} %)"
+    )
     if s["seconds_per_step"] is not None:
         lines["speed"] = (
             f"{s['seconds_per_step']:.3g} s a step, {s['audio_hours_per_second']:.3g} h of audio a "

@@ -189,8 +189,7 @@ def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:
             f"pretrained is {source!r}, which is no run folder: if it is of fairseq or Hugging "
             f"Face, run `w2v2dist import {source} --output DIR` and give DIR"
         )
-    best = (path / "checkpoints" / "best").exists()
-    folder = checkpoint.find(path, "best" if best else "latest")
+    folder = checkpoint.find(path, None)
     saved = checkpoint.read_meta(folder)["config"]
     continued = saved["task"] == "finetune" and saved["data"]["tokens"] == tokens
     prefix = "" if continued else "encoder."
