@@ -1,8 +1,6 @@
 """The console script: which commands there are. A command's module has `add_arguments(parser)`, and
 `run(args)`, whose docstring is the help, with an example; it returns the exit status (None: 0)."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """YAML and `key=value` overrides to frozen dataclasses, with errors that name the nearest key."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

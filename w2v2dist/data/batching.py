@@ -1,7 +1,5 @@
 """Utterances to micro-batches: pure functions of their lengths."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +26,7 @@ class MicroBatch:
     percent: Array  # of the recording's speed
 
     @classmethod
-    def empty(cls, step: int, slot: int, num_samples: int) -> MicroBatch:
+    def empty(cls, step: int, slot: int, num_samples: int) -> "MicroBatch":
         """One row of so many samples that is no utterance: what a slot without any runs on."""
         zero = np.zeros(1, np.int64)
         return cls(step, slot, 0, zero, zero, zero + num_samples, zero + 100)

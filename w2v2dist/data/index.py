@@ -3,8 +3,6 @@ names the shards; the columns beside it, `index.COLUMN.npy`, are memory-mapped, 
 utterances open at once and the processes of a node share the pages. Utterances are in shard order,
 then in the order of the tar."""
 
-from __future__ import annotations
-
 import bisect
 import hashlib
 import json
@@ -68,7 +66,7 @@ class ShardIndex:
         self._keys = [(0, columns["key_end"], open_keys(folder / "index.keys.txt"))]
 
     @classmethod
-    def load(cls, folder: str | Path) -> ShardIndex:
+    def load(cls, folder: str | Path) -> "ShardIndex":
         """Open the index of `folder`. Raises ValueError where it is missing or inconsistent."""
         folder = Path(folder)
         path = folder / "index.json"
@@ -94,7 +92,7 @@ class ShardIndex:
             ) from None
 
     @classmethod
-    def load_many(cls, folders: str | Path) -> ShardIndex:
+    def load_many(cls, folders: str | Path) -> "ShardIndex":
         """Open `folders` (separated by commas) as one index; columns of several are copied."""
         parts = [cls.load(folder.strip()) for folder in str(folders).split(",") if folder.strip()]
         if not parts:

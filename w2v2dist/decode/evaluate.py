@@ -1,7 +1,5 @@
 """Transcribe shards with a fine-tuned run and score them."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

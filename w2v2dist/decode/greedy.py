@@ -1,7 +1,5 @@
 """Greedy (best path) CTC decoding."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from w2v2dist.data.alphabet import Alphabet

@@ -1,7 +1,5 @@
 """Word and letter errors, counted by jiwer."""
 
-from __future__ import annotations
-
 import jiwer
 
 

@@ -1,7 +1,5 @@
 """`w2v2dist export`: a run's model for another library."""
 
-from __future__ import annotations
-
 import argparse
 
 from w2v2dist.interop import save_fairseq, save_huggingface, save_torchaudio

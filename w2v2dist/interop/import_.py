@@ -1,7 +1,5 @@
 """`w2v2dist import`: a run folder from a checkpoint of another library."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Read checkpoints of other libraries."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """Parameters and settings here, in fairseq, Hugging Face and torchaudio: tables read both ways."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Open a model by its name, whatever it is a folder or file of."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

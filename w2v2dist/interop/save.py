@@ -1,7 +1,5 @@
 """Write checkpoints for other libraries."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

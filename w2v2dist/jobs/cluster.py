@@ -1,7 +1,5 @@
 """A training as a submitit job: on a signal it saves and requeues itself; it resumes from disk."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """A training job on this machine: one process per rank, the same TrainJob as on a cluster."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

@@ -1,7 +1,5 @@
 """What a job would need, from its configuration alone: memory, data rate, time, checkpoints."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import truediv

@@ -1,7 +1,5 @@
 """`w2v2dist batches`: what a step trains on, without reading audio."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

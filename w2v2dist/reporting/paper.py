@@ -1,8 +1,6 @@
 """A configuration against the paper's numbers and fairseq's: every deviation with its reason, and
 whether the learning rate fits the batch. The numbers are in paper.yaml, each with its source."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from pathlib import Path

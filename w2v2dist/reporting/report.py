@@ -1,7 +1,5 @@
 """report.html: the curves, events and settings of one or more runs on one self-contained page."""
 
-from __future__ import annotations
-
 import argparse
 import base64
 import datetime

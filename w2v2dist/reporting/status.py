@@ -1,8 +1,6 @@
 """What became of a run: its state, progress, speed and lost time, read from the run folder alone,
 while it trains and after it died, on any machine that sees the folder and its locks."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import itertools

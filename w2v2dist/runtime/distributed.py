@@ -1,7 +1,5 @@
 """World (rank, size, reduce) over gloo on CPU or NCCL on GPU, and VirtualRanks (fixed slots)."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import socket
@@ -22,7 +20,7 @@ class World:
     device: torch.device
 
     @classmethod
-    def from_environment(cls, timeout_s: int = 1800) -> World:
+    def from_environment(cls, timeout_s: int = 1800) -> "World":
         """Join the group of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; alone without them."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         rank, local_rank = (int(os.environ.get(k, "0")) for k in ("RANK", "LOCAL_RANK"))

@@ -1,7 +1,5 @@
 """Signals set a flag; ranks agree on it at a step boundary and save together, in no handler."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import time
@@ -30,7 +28,7 @@ class PreemptionFlag:
         return time.monotonic() - self.arrived if self.arrived else 0.0
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[PreemptionFlag]:
+    def installed(self) -> Iterator["PreemptionFlag"]:
         """Handle SIGNALS by setting this flag for the duration of the block."""
         previous = {number: signal.signal(number, self.set) for number in SIGNALS}
         try:
