@@ -49,7 +49,7 @@ def _save(rank: int, world_size: int, port: int, arguments: argparse.Namespace) 
     root = Path(arguments.folder)
     writer = checkpoint.Writer(root, engine.world)
     state = engine_state.ranges({"": engine}, for_save=True)  # makes Adam's moments, as an update
-    keep = checkpoint.Retention(keep_last=1)
+    keep = checkpoint.Retention(("latest",), 1)
     if rank == 0:
         print("| save | training waits s | durable after s | peak GB a process |\n|-|-|-|-|")
     kinds = ["synchronous", "asynchronous, first", "asynchronous", "synchronous", "asynchronous"]
@@ -75,7 +75,7 @@ def _load(rank: int, world_size: int, port: int, arguments: argparse.Namespace) 
     (folder,) = checkpoint.candidates(Path(arguments.folder))
     before = _peak_gb()
     started = time.perf_counter()
-    checkpoint.verify(folder, rank, world_size)
+    checkpoint.folders.verify(folder, rank, world_size)
     verified = time.perf_counter() - started
     started = time.perf_counter()
     engine_state.restore({"": engine}, checkpoint.load(folder, engine.world, state))

@@ -103,6 +103,13 @@ def may_change(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"may_change": True})
 
 
+def at_least(config: Any, least: int, names: str) -> None:
+    """Raise ValueError for the first of these fields (separated by blanks) that is smaller."""
+    for name in names.split():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} is {getattr(config, name)} but must be at least {least}")
+
+
 def changeable(cls: type[Any], prefix: str = "") -> list[str]:
     """The dotted keys of `cls` that a resumed run may change; "alarms" stands for all below it."""
     hints, out = get_type_hints(cls), []

@@ -49,7 +49,7 @@ def fill(engine: Engine, value: float) -> None:
 def begin(writer: checkpoint.Writer, engine: Engine, step: int) -> Any:
     meta = {"step": step, **engine_state.settings({"": engine})}
     state = engine_state.ranges({"": engine}, for_save=True)
-    return writer.begin(meta, state, checkpoint.Retention(keep_last=2), copy=True)
+    return writer.begin(meta, state, checkpoint.Retention(("latest",), 2), copy=True)
 
 
 def load(engine: Engine, folder: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_shares_of_all_processes_are_the_whole(folder: Path) -> None:
         found = []
         for rank in range(world_size):
             try:
-                checkpoint.verify(folder, rank, world_size)
+                checkpoint.folders.verify(folder, rank, world_size)
             except CheckpointError as error:
                 found.append(str(error))
         assert len(found) == 1
@@ -75,7 +75,7 @@ def test_milestones_are_kept_besides_the_newest_and_what_links_name(tmp_path: Pa
     def steps() -> list[int]:
         return sorted(int(path.name[5:]) for path in checkpoint.candidates(tmp_path))
 
-    checkpoint.prune(tmp_path, 2, 20)
+    checkpoint.folders.prune(tmp_path, 2, 20)
     assert steps() == [15, 20, 40, 55, 60]
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.folders.prune(tmp_path, 2)
     assert steps() == [15, 55, 60]

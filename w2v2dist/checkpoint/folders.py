@@ -13,8 +13,7 @@ SUMS = "SHA256SUMS"  # of all other files of a checkpoint, as `sha256sum -c` rea
 
 
 def find(run_or_step: Path, which: str | None = "latest") -> Path:
-    """The step folder itself, or what a run folder's `latest` or `best` names (None: best, else
-    latest)."""
+    """The step folder itself, or the one that a run's `which` names (None: best, else latest)."""
     if (run_or_step / "meta.json").is_file():
         return run_or_step
     which = which or ("best" if (run_or_step / "checkpoints/best").exists() else "latest")

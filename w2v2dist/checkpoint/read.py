@@ -23,9 +23,8 @@ def load(
     state: Mapping[str, Tensor],
     check: Callable[[dict[str, Any]], None] = lambda meta: None,
 ) -> dict[str, Any]:
-    """Read a checkpoint of any world size into the ranges and tensors of `state`, in place; returns
-    its meta, which `check` may refuse first. Raises CheckpointError, and ConfigError where it was
-    imported from another library."""
+    """Read a checkpoint of any world size into `state`, in place; returns its meta, which `check`
+    may refuse first. Raises CheckpointError, and ConfigError where it was imported."""
     # Reading is collective: all or none begin it
     meta = together(lambda: read_meta(folder))[0]
     together(lambda: verify(folder, world.rank, world.size))

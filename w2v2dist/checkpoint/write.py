@@ -29,11 +29,11 @@ from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import DISK_FULL
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Retention:
     """What follows a checkpoint that is durable: the links that name it, and which others stay."""
 
-    links: tuple[str, ...] = ("latest",)
+    links: tuple[str, ...]
     keep_last: int
     keep_every: int = 0
 

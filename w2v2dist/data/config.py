@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from w2v2dist.config import may_change
+from w2v2dist.config import at_least, may_change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +37,9 @@ class DataConfig:
     tokens: Literal["letters", "phones"] = "letters"
 
     def __post_init__(self) -> None:
-        at_least_1 = "virtual_world_size max_crop min_samples crop_multiple shuffle_window prefetch"
-        for name in at_least_1.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-        for name in "num_workers max_bad_samples read_retries read_timeout_s".split():
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        at_least(self, 1, "virtual_world_size max_crop min_samples crop_multiple shuffle_window")
+        at_least(self, 1, "prefetch")
+        at_least(self, 0, "num_workers max_bad_samples read_retries read_timeout_s")
         for name, limit in (
             ("max_crop", "max_samples_per_slot"),  # one utterance has to fit into a micro-batch
             ("min_samples", "max_crop"),

@@ -87,8 +87,7 @@ class FinetuneCollate:
         )
 
     def draw(self, micro: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
-        """Time mask (rows, T) and channel mask (rows, E) of all planned rows, from lengths alone;
-        None where the model has none."""
+        """Time (rows, T) and channel mask (rows, E) of all planned rows, from lengths; or None."""
         rng = keyed_rng(self.seed, "masks", micro.step, micro.slot)
         num_rows = len(micro.ids)
         frames = [self.model.num_frames(int(n)) for n in micro.num_samples]
@@ -171,13 +170,10 @@ class FinetuneTask(SpeechTask):
 
 
 def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:
-    """Copy the weights of a run folder's best (else latest) checkpoint, or of a step folder, into
-    `model`.
-
-    Of a pre-training that is the encoder; a fine-tuning on the same tokens is continued, output
-    layer included. Raises ConfigError where the source does not exist or is of another library,
-    CheckpointError where its model is another.
-    """
+    """Copy the weights of a run folder (its best checkpoint, else its latest) or step folder into
+    `model`: the encoder, and of a fine-tuning on the same tokens the output layer. Raises
+    ConfigError where the source is not there or another library's, CheckpointError where its model
+    is another."""
     path = Path(source)
     if not path.exists():
         raise ConfigError(

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 def read_config(path: str, overrides: list[str]) -> Any:
     """The PretrainConfig or FinetuneConfig that a file's `task:` names. Raises ConfigError."""
-    from w2v2dist.tasks.finetune import FinetuneConfig
-    from w2v2dist.tasks.pretrain import PretrainConfig
+    from w2v2dist.tasks import finetune, pretrain
 
     values = merge(read_yaml(path), parse_overrides(overrides))
-    tasks: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+    tasks = {"pretrain": pretrain.PretrainConfig, "finetune": finetune.FinetuneConfig}
     task = values.get("task")
     if task not in tasks:
         raise ConfigError(f"{path}: task is {task!r} but must be one of {', '.join(tasks)}")
@@ -31,28 +30,29 @@ def read_config(path: str, overrides: list[str]) -> Any:
 
 def open_source(config: Any) -> "SpeechSource":
     """The data of a configuration, without its model."""
-    from w2v2dist.tasks.finetune import finetune_source
-    from w2v2dist.tasks.pretrain import pretrain_source
+    from w2v2dist.tasks import finetune, pretrain
 
-    return pretrain_source(config) if config.task == "pretrain" else finetune_source(config)
+    pretrains = config.task == "pretrain"
+    return pretrain.pretrain_source(config) if pretrains else finetune.finetune_source(config)
 
 
 def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outcome":
     """Run one rank of a training."""
     from w2v2dist.checkpoint import candidates
     from w2v2dist.runtime.distributed import World
-    from w2v2dist.tasks.finetune import FinetuneTask
-    from w2v2dist.tasks.pretrain import PretrainTask
+    from w2v2dist.tasks import finetune, pretrain
     from w2v2dist.training.loop import fit
+    from w2v2dist.training.task import Task
 
     config = read_config(config_path, overrides)
     world = World.from_environment(config.loop.timeout_s)
-    task: PretrainTask | FinetuneTask
+    # A run that has saved needs its pre-trained model no more
+    resumes = bool(candidates(Path(config.run_dir) / "checkpoints"))
+    task: Task
     if config.task == "pretrain":
-        task = PretrainTask(config)
-    else:  # a run that has saved needs its pre-trained model no more
-        resumes = bool(candidates(Path(config.run_dir) / "checkpoints"))
-        task = FinetuneTask(config, skip_pretrained=resumes)
+        task = pretrain.PretrainTask(config)
+    else:
+        task = finetune.FinetuneTask(config, skip_pretrained=resumes)
     try:
         outcome = fit(config, task, world, flag)
     except ValueError:  # all ranks have it; a group left open can end a process with abort()
@@ -64,20 +64,16 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:
     """CONFIG [key=value …], for `read_config`."""
-    parser.add_argument("config", help="YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for example loop.max_steps=1000"
-    )
+    add, example = parser.add_argument, "for example loop.max_steps=1000"
+    add("config", help="YAML file")
+    add("overrides", nargs="*", metavar="key=value", help=example)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `w2v2dist train` takes."""
-    config_arguments(parser)
+add_arguments = config_arguments  # of `w2v2dist train`
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes
-    the run.
+    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes it.
 
     example:
       torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml \\

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from w2v2dist import checkpoint
-from w2v2dist.config import ConfigError
+from w2v2dist.config import ConfigError, at_least
 from w2v2dist.training.checkpointer import Checkpointer
 from w2v2dist.training.rollbacks import Rollback, Rollbacks
 from w2v2dist.training.run_folder import Run
@@ -35,17 +35,12 @@ class AlarmConfig:
     max_rollbacks: int = 3  # in a row, without passing the alarm by rollback_steps
 
     def __post_init__(self) -> None:
-        for name in ("grace_steps", "early_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)} but must not be negative")
-        for name in ("rollback_steps", "max_rollbacks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        at_least(self, 0, "grace_steps early_steps")
+        at_least(self, 1, "rollback_steps max_rollbacks")
 
 
 class Alarms:
-    """Judges a run in progress, in the same state on all processes; collective. A verdict is None,
-    the rollback that is to follow, or AlarmError."""
+    """Judges a run; collective. A verdict is None, the rollback that is to follow or AlarmError."""
 
     def __init__(
         self, run: Run, task: Task, rollbacks: Rollbacks, checkpointer: Checkpointer

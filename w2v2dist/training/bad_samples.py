@@ -30,8 +30,8 @@ class BadSamples:
         return [record for record in records if record["key"] not in self._keys]
 
     def count(self, records: list[dict[str, Any]], step: int) -> None:
-        """Count each sample once however often it comes; collective. Raises ConfigError past the
-        limit, and for a failed read where data.on_read_error is stop."""
+        """Count each sample once; collective. Raises ConfigError past the limit, and for a failed
+        read where data.on_read_error is stop."""
         found = {str(r["key"]): r for of_rank in self._run.world.gather(records) for r in of_rank}
         failed = [r for r in found.values() if r.get("read_error")]
         if failed and self._run.config.data.on_read_error == "stop":

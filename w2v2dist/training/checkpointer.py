@@ -77,11 +77,9 @@ class Checkpointer:
 
     def begin(self, step: int, *, improved: bool = False, final: bool = False) -> None:
         """Begin to save; `latest`, and `best` for an improved model, name it once it is durable.
-        Returns then where `final`, or else when training may go on.
-
-        A save that fails is an event and tried again some steps later; CheckpointError where it is
-        `final` or the last of SAVE_ATTEMPTS.
-        """
+        Returns then where `final`, or else when training may go on. A save that fails is an event
+        and tried again some steps later; CheckpointError where it is `final` or the last of
+        SAVE_ATTEMPTS."""
         self.settle()
         if step == self.saved_step:  # it was interrupted in its validation
             if improved and self._world.is_main:
@@ -97,11 +95,8 @@ class Checkpointer:
             "world_size": self._world.size,
             **engine_state.settings(self._engines),
         }
-        keep = Retention(
-            links=("latest", "best") if improved else ("latest",),
-            keep_last=self._loop.keep_last,
-            keep_every=self._loop.keep_every,
-        )
+        links = ("latest", "best") if improved else ("latest",)
+        keep = Retention(links, self._loop.keep_last, self._loop.keep_every)
         self._run.watchdog.progress()
         started = time.perf_counter()
         state = engine_state.ranges(self._engines, for_save=True)
@@ -111,8 +106,8 @@ class Checkpointer:
             self.settle(final=final)
 
     def settle(self, *, final: bool = False) -> None:
-        """Wait for the save in flight, if there is one, and log what became of it. Raises
-        CheckpointError where it failed and was `final`."""
+        """Wait for the save in flight and log what became of it. Raises CheckpointError where it
+        failed and was `final`."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None

@@ -88,10 +88,8 @@ class Engine:
         backend.build_shm_op = lambda: None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if config.precision == "fp16" and world.device.type == "cpu":
-            raise ValueError(
-                "engine.precision is fp16, which DeepSpeed runs on GPUs only: use fp32 or bf16 "
-                "on a CPU"
-            )
+            rule = "engine.precision is fp16, which DeepSpeed runs on GPUs only"
+            raise ValueError(f"{rule}: use fp32 or bf16 on a CPU")
         self.config, self.world = config, world
         engine, *_ = deepspeed.initialize(
             model=model.to(world.device),
@@ -131,11 +129,8 @@ class Engine:
         self.deepspeed.train(mode)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, one slot's share of the step's loss.
-
-        The step's gradient is the plain sum over slots and processes; DeepSpeed would average over
-        processes.
-        """
+        """Add the gradients of `loss`, one slot's share of the step's loss: over processes they are
+        summed, not averaged as DeepSpeed would."""
         self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
 
     def step(self, lr: float | None) -> float | None:
@@ -181,7 +176,5 @@ class Engine:
         return not self.world.max([float(not finite)])[0]
 
     def _plain_norm(self) -> float:
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(
-            torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
-        )
+        norm, parameters = torch.linalg.vector_norm, self.module.parameters()
+        return float(norm(torch.stack([norm(p.grad) for p in parameters if p.grad is not None])))

@@ -111,9 +111,8 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
             yield Fragment(name, p.numel(), p, 0, 0, p.numel())
     elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
         # ZeRO 3: each parameter is cut over the processes
-        for parameters, flat in zip(
-            wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat, strict=True
-        ):
+        flats = wrapper.fp32_partitioned_groups_flat
+        for parameters, flat in zip(wrapper.fp16_groups, flats, strict=True):
             offset = 0
             for p in parameters:
                 part = p.partition_numel()
@@ -122,10 +121,8 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
                     yield Fragment(names[id(p)], p.ds_numel, flat, offset, rank * part, size)
                 offset += part
     else:  # ZeRO 1, 2 and bf16 at ZeRO 0: all parameters in one line, cut over the processes
-        flats = (
-            getattr(wrapper, "single_partition_of_fp32_groups", None)
-            or wrapper.fp32_groups_flat_partition
-        )
+        flats = getattr(wrapper, "single_partition_of_fp32_groups", None)
+        flats = flats or wrapper.fp32_groups_flat_partition
         for name, p in engine.module.named_parameters():
             mapping = getattr(p, "_hp_mapping", None)
             if mapping is not None:
@@ -141,10 +138,8 @@ def _masters_to_weights(engine: Engine) -> None:
         return
     if hasattr(wrapper, "fp32_partitioned_groups_flat"):
         for i, master in enumerate(wrapper.fp32_partitioned_groups_flat):
-            flat, group = (
-                wrapper.fp16_partitioned_groups_flat[i],
-                wrapper.fp16_partitioned_groups[i],
-            )
+            flat = wrapper.fp16_partitioned_groups_flat[i]
+            group = wrapper.fp16_partitioned_groups[i]
             flat.data.copy_(master.data)
             for p, part in zip(group, wrapper.unflatten(flat, group), strict=True):
                 p.data = part.data

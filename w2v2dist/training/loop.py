@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from w2v2dist.training.engine import Engine
 from w2v2dist.training.metrics import Metrics
 from w2v2dist.training.rollbacks import Rollback, Rollbacks
 from w2v2dist.training.run_folder import Run, log_batch, opened
-from w2v2dist.training.task import Source, Task
+from w2v2dist.training.task import Batches, Source, Task
 from w2v2dist.training.validation import Validation
 
 
@@ -61,11 +61,8 @@ class _Training:
 
 
 def fit(config: TrainingConfig, task: Task, world: World, flag: PreemptionFlag) -> Outcome:
-    """Train to `max_steps`, from the newest checkpoint of the run folder if there is one.
-
-    Raises ConfigError (also where more than data.max_bad_samples utterances are unusable) or
-    CheckpointError.
-    """
+    """Train to `max_steps`, from the newest checkpoint of the run folder if there is one. Raises
+    ConfigError (also for more than data.max_bad_samples bad samples) or CheckpointError."""
     VirtualRanks(config.data.virtual_world_size).check(world.size)
     task.check(world.size)
     if config.loop.num_threads and world.device.type == "cpu":
@@ -83,10 +80,8 @@ def fit(config: TrainingConfig, task: Task, world: World, flag: PreemptionFlag) 
 
 
 def _check(source: Source, world: World) -> None:
-    """Raise ConfigError on every rank where the data are not there.
-
-    Rank 0 alone looks: thousands of files times hundreds of ranks would be a storm of requests.
-    """
+    """Raise ConfigError on every rank where the data are not there. Rank 0 alone looks: thousands
+    of files times hundreds of ranks would be a storm of requests."""
     problem = None
     if world.is_main:
         try:
@@ -117,7 +112,7 @@ def _train(t: _Training) -> Outcome | Rollback:
     return Finished()
 
 
-def _batches(t: _Training, first: int) -> Generator[Any, None, None]:
+def _batches(t: _Training, first: int) -> Batches:
     """This process's batches from step `first` on; rollbacks give some steps another seed."""
     steps = range(first, t.run.config.loop.max_steps + 1)
     for seed, part in itertools.groupby(steps, key=t.rollbacks.seed_at):

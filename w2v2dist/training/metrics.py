@@ -79,8 +79,7 @@ class Metrics:
         return record
 
     def _slowest_rank(self) -> Record:
-        """Which process holds the others up, and how long data let them wait since the last
-        record; collective.
+        """Which process holds the others up, and how long they waited for data; collective.
 
         All take the same time for a step, because they wait for each other in it. A process's own
         seconds here are its wait for data and its forward passes: the part in which it waits for no
@@ -107,14 +106,11 @@ class Metrics:
         shown = ("loss", "contrastive_loss", "accuracy", "code_perplexity", "lr", "grad_norm")
         text = "  ".join(f"{k} {record[k]:.4g}" for k in shown if k in record)
         done, max_steps = record["step"], self._loop.max_steps
-        rates = [
-            f"{amount / max(record['seconds'], 1e-9):.3f} {unit}/s"
-            for unit, amount in progress.items()
-        ]
-        self._run.logger.say(
-            f"step {done}/{max_steps}  {text}  {per_step:.2f} s/step  "
-            f"{'  '.join(rates)}  left {(max_steps - done) * per_step / 3600:.1f} h"
-        )
+        seconds = max(record["seconds"], 1e-9)
+        rates = [f"{amount / seconds:.3f} {unit}/s" for unit, amount in progress.items()]
+        text += f"  {per_step:.2f} s/step  {'  '.join(rates)}"
+        left = (max_steps - done) * per_step / 3600
+        self._run.logger.say(f"step {done}/{max_steps}  {text}  left {left:.1f} h")
 
 
 def _now(device: torch.device) -> Any:

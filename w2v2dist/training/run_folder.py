@@ -108,8 +108,7 @@ class Run:
 
 @contextlib.contextmanager
 def opened(config: Any, fingerprint: str, world: World) -> Iterator[Run]:
-    """The run folder of a configuration, held for this job; collective. Raises InUseError or
-    ConfigError."""
+    """The run folder, held for this job; collective. Raises InUseError or ConfigError."""
     run_dir = Path(config.run_dir)
     with contextlib.ExitStack() as stack:
         if world.is_main:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from w2v2dist.config import may_change
+from w2v2dist.config import at_least, may_change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,12 +27,8 @@ class LoopConfig:
     stall_timeout_s: int = may_change(1800)
 
     def __post_init__(self) -> None:
-        for name in "max_steps log_every validate_every save_every keep_last timeout_s".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-        for name in ("stall_timeout_s", "keep_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 0")
+        at_least(self, 1, "max_steps log_every validate_every save_every keep_last timeout_s")
+        at_least(self, 0, "stall_timeout_s keep_every")
 
     def due(self, step: int, every: int) -> bool:
         """Whether what is done every so many steps, and at the last, is done after this one."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from w2v2dist.training.engine import Engine, OptimizerConfig
 
 Record = dict[str, Any]
+Batches = Generator[Any, None, None]  # of data.batch.Batch, each task's own kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,10 @@ class Source(Protocol):
     def check(self) -> None:
         """Raise ValueError where the data are not there or damaged; may be slow."""
 
-    def batches(
-        self, steps: Iterable[int], slots: list[int | None], seed: int
-    ) -> Generator[Any, None, None]:
+    def batches(self, steps: Iterable[int], slots: list[int | None], seed: int) -> Batches:
         """The `Batch` of each of these slots (None: an empty one), step after step."""
 
-    def validation_batches(
-        self, name: str, rank: int, world_size: int
-    ) -> Generator[Any, None, None]:
+    def validation_batches(self, name: str, rank: int, world_size: int) -> Batches:
         """This rank's share of a validation set, the same number of batches for every rank."""
 
 
@@ -85,8 +82,7 @@ class Task(Protocol):
 
     def losses(self, engine: Engine, batch: Any, step: int, seed: int) -> dict[str, Tensor]:
         """Sums over the micro-batch (0-d tensors); `loss` is to be minimised, not yet divided.
-        `engine` is that of the group which the step moves; in validation `step` is 0, and it is the
-        first group's."""
+        `engine` is the moved group's; in validation (`step` 0) the first group's."""
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Numbers to log from the sums."""
