@@ -60,11 +60,6 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     return out
 
 
-def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
-    """Read `path`, overlay `overrides`, and build the dataclass `cls`. Raises ConfigError."""
-    return from_dict(cls, merge(read_yaml(path), parse_overrides(overrides or [])))
-
-
 def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
     """The (nested) dataclass `cls` of plain values. Raises ConfigError, a line for each mistake."""
     hints = get_type_hints(cls)

@@ -16,7 +16,6 @@ from w2v2dist.config import (
     diff,
     flatten,
     from_dict,
-    load_config,
     merge,
     parse_overrides,
     read_yaml,
@@ -55,7 +54,8 @@ def write(path: Path, text: str) -> Path:
 def test_defaults_then_base_then_file_then_overrides(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "run_dir: a\nleaf: {lr: 3e-4, num_layers: 2}\n")
     path = write(tmp_path / "sub/run.yaml", "base: ../base.yaml\nleaf: {num_layers: 3}\n")
-    config = load_config(Root, path, ["leaf.norm=layer", "start=null", "leaf.kernels=[5, 2, 2]"])
+    overrides = parse_overrides(["leaf.norm=layer", "start=null", "leaf.kernels=[5, 2, 2]"])
+    config = from_dict(Root, merge(read_yaml(path), overrides))
     leaf = Leaf(lr=3e-4, num_layers=3, kernels=(5, 2, 2), norm="layer")
     assert config == Root(run_dir="a", start=None, leaf=leaf)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from w2v2dist import checkpoint
 from w2v2dist.cli import main
-from w2v2dist.config import ConfigError, load_config, read_yaml, to_dict
+from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
 from w2v2dist.data.alphabet import alphabet
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.interop import (
@@ -433,7 +433,7 @@ def test_importing_a_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixt
     assert " quantizer.vars," in error
     assert "unexpected: w2v_encoder.proj.bias, w2v_encoder.proj.weight" in error
     assert main(["import", source, "--output", output, "--task", "finetune"]) == 0
-    config = load_config(FinetuneConfig, Path(output) / "config.yaml")
+    config = from_dict(FinetuneConfig, read_yaml(Path(output) / "config.yaml"))
     assert config.model == GROUP
     assert config.data.tokens == "letters"
     # What nobody knows of it is not written, and what reads a run folder needs no more
