@@ -121,3 +121,21 @@ def test_a_process_that_cannot_write_fails_the_save_of_all_and_the_next_succeeds
     tmp_path: Path,
 ) -> None:
     spawn(fail_once, (free_port(), tmp_path))
+
+
+def look_past_padding(rank: int, port: int) -> None:
+    engine = make_engine(
+        rank, port, 3
+    )  # 999 elements of a bias: the second half has one more place
+    bias: Any = dict(engine.module.named_parameters())["0.bias"]
+    if rank == 1:
+        bias.ds_tensor[-1] = float("nan")
+    assert engine.has_finite_weights()
+    if rank == 1:
+        bias.ds_tensor[-2] = float("nan")
+    assert not engine.has_finite_weights()
+
+
+def test_padding_is_no_weight() -> None:
+    """What ZeRO 3 appends to a parameter's last part is uninitialised memory."""
+    spawn(look_past_padding, (free_port(),))

@@ -37,9 +37,11 @@ class DataConfig:
     tokens: Literal["letters", "phones"] = "letters"
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "virtual_world_size max_crop min_samples crop_multiple shuffle_window")
-        at_least(self, 1, "prefetch")
-        at_least(self, 0, "num_workers max_bad_samples read_retries read_timeout_s")
+        names = "virtual_world_size max_crop min_samples crop_multiple shuffle_window prefetch"
+        at_least(self, 1, names)
+        for name in "num_workers max_bad_samples read_retries read_timeout_s".split():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
         for name, limit in (
             ("max_crop", "max_samples_per_slot"),  # one utterance has to fit into a micro-batch
             ("min_samples", "max_crop"),

@@ -88,8 +88,7 @@ class FinetuneCollate:
 
     def draw(self, micro: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
         """Time (rows, T) and channel mask (rows, E) of all planned rows, from lengths; or None."""
-        rng = keyed_rng(self.seed, "masks", micro.step, micro.slot)
-        num_rows = len(micro.ids)
+        rng, num_rows = keyed_rng(self.seed, "masks", micro.step, micro.slot), len(micro.ids)
         frames = [self.model.num_frames(int(n)) for n in micro.num_samples]
         mask = channels = None
         if self.model.mask_prob:

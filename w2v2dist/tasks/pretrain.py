@@ -36,14 +36,12 @@ class PretrainConfig(TrainingConfig):
             )
         # Two frames more than a row's masks could leave: every row needs a positive and another
         # masked frame
-        frames = self.model.num_frames(
-            self.data.min_samples - self.data.min_samples % self.data.crop_multiple
-        )
-        if frames < 2 * self.model.mask_span_length:
+        least, span = self.data.min_samples, self.model.mask_span_length
+        frames = self.model.num_frames(least - least % self.data.crop_multiple)
+        if frames < 2 * span:
             raise ConfigError(
-                f"data.min_samples is {self.data.min_samples} ({frames} frames) but two spans of "
-                f"model.mask_span_length = {self.model.mask_span_length} frames must fit: raise "
-                f"data.min_samples"
+                f"data.min_samples is {least} ({frames} frames) but two spans of "
+                f"model.mask_span_length = {span} frames must fit: raise data.min_samples"
             )
 
 

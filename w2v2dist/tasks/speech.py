@@ -35,8 +35,8 @@ class SpeechTask:
 
     def update(self, step: int) -> Update:
         """All parameters that are not frozen, at the scheduled learning rate."""
-        config = self._training
-        return Update("", learning_rate(config.schedule, step, config.loop.max_steps))
+        schedule, max_steps = self._training.schedule, self._training.loop.max_steps
+        return Update("", learning_rate(schedule, step, max_steps))
 
     def progress(self, amount: float) -> dict[str, float]:
         """Samples as hours of audio."""

@@ -168,8 +168,8 @@ class Checkpointer:
         return self._world.gather(checkpoint.candidates(self._root))[0]  # type: ignore[no-any-return]
 
     def roll_back(self, step: int) -> None:
-        """Remove the checkpoints after that of `step`, which is the newest then; `resume` follows.
-        A kill in between leaves a run that meets the same alarm again."""
+        """Remove the checkpoints after that of `step`; `resume` follows. A kill in between leaves a
+        run that meets the same alarm again."""
         lost_best = False
         if self._world.is_main:
             newest_first = checkpoint.candidates(self._root)

@@ -171,9 +171,15 @@ class Engine:
 
     def has_finite_weights(self) -> bool:
         """Whether all weights on all processes are finite; collective."""
-        local = (getattr(p, "ds_tensor", p) for p in self.module.parameters())  # ZeRO 3: its part
-        finite = all(bool(torch.isfinite(t).all()) for t in local)
+        finite = all(bool(torch.isfinite(self._own(p)).all()) for p in self.module.parameters())
         return not self.world.max([float(not finite)])[0]
+
+    def _own(self, p: Any) -> Tensor:
+        """What this process holds of a parameter, without ZeRO 3's uninitialised padding."""
+        if not hasattr(p, "ds_tensor"):
+            return p  # type: ignore[no-any-return]
+        size = max(0, p.ds_numel - self.world.rank * p.partition_numel())
+        return p.ds_tensor.flatten()[:size]  # type: ignore[no-any-return]
 
     def _plain_norm(self) -> float:
         norm, parameters = torch.linalg.vector_norm, self.module.parameters()

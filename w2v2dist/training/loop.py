@@ -144,8 +144,8 @@ def _step(t: _Training, batches: Iterator[Any], step: int) -> Preempted | Rollba
         return verdict
     t.metrics.add_amount(agreed.amount)
     if t.metrics.due(step):
-        values = {"lr": update.lr, "grad_norm": norm}
-        values |= {} if scale is None else {"loss_scale": scale}
+        fp16 = {} if scale is None else {"loss_scale": scale}
+        values = {"lr": update.lr, "grad_norm": norm, **fp16}
         if (verdict := t.alarms.after_record(t.metrics.record(step, values))) is not None:
             return verdict
     return _validate_and_save(t, step)

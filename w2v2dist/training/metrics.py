@@ -72,7 +72,7 @@ class Metrics:
         record |= {**self._task.schedule_metrics(step), **values}
         progress = self._task.progress(self._amount)
         record |= {**progress, "seconds": seconds, **self._slowest_rank()}
-        record["world_size"] = self._run.world.size
+        record |= {"world_size": self._run.world.size}
         self._run.logger.metrics(record)
         self._say(record, progress, seconds / (step - self._after))
         self.start(step)
