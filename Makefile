@@ -6,6 +6,8 @@ unexport DS_ACCELERATOR
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
+# Files of tests: most run on one core, and those with several processes wait for each other a lot
+TWO_AT_A_TIME := -n 2 --dist loadfile
 SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 MISSING = { ! $(SYSTEM_PYTHON) -c 'import ensurepip' || ! command -v g++ || ! test -e \
@@ -34,10 +36,10 @@ demo: $(STAMP)  ## shards, pre-training, interruption, fine-tuning, WER, report;
 	$(RUN)/python launch/demo.py $(if $(AUDIO),--audio "$(AUDIO)")
 
 test: $(STAMP)  ## the tests (no GPU or Slurm needed)
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest $(TWO_AT_A_TIME)
 
-test-slow: $(STAMP)  ## the tests that the default leaves out to stay under ten minutes
-	$(RUN)/python -m pytest -m slow
+test-slow: $(STAMP)  ## the tests that the default leaves out to stay under six minutes
+	$(RUN)/python -m pytest -m slow $(TWO_AT_A_TIME)
 
 test-slurm: $(STAMP)  ## installs Slurm on this machine (Debian, root) and runs the tests on it
 	bash tests/slurm/install.sh

@@ -101,7 +101,7 @@ def test_a_model_at_chance_level_and_few_codes_are_reported_once(
     assert found["code_collapse"]["limit"] == pytest.approx(2 + 0.99 * 78)
 
 
-@pytest.mark.parametrize("action", ["stop", "rollback"])
+@pytest.mark.parametrize("action", ["stop", pytest.param("rollback", marks=pytest.mark.slow)])
 def test_early_accuracy_ends_the_job_for_good(shards: Path, tmp_path: Path, action: str) -> None:
     """Also where a rollback finds no checkpoint; .error keeps Slurm from starting it again."""
     limits = {"on_alarm": action, "max_accuracy": 0}
@@ -150,7 +150,10 @@ def outlier(reference: Path) -> tuple[int, float]:
     return step, (values[step] + best[step]) / 2
 
 
-@pytest.mark.parametrize(("sizes", "stages", "later"), [((1, 2), (0, 1), 2), ((2, 1), (3, 1), 0)])
+@pytest.mark.parametrize(
+    ("sizes", "stages", "later"),
+    [((1, 2), (0, 1), 2), pytest.param((2, 1), (3, 1), 0, marks=pytest.mark.slow)],
+)
 def test_rollback_takes_other_samples_for_a_while_and_every_restart_takes_the_same(
     reference: Path,
     shards: Path,
