@@ -24,7 +24,8 @@ from pathlib import Path
 
 import soundfile
 
-from w2v2dist.data.alphabet import LETTERS, clean_text
+from w2v2dist.data.alphabet import LETTERS
+from w2v2dist.data.text import clean_text
 from w2v2dist.runtime.keyed import keyed_rng
 
 SPLITS = ("train", "valid", "test", "unlabelled")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from w2v2dist.data.alphabet import clean_text
+from w2v2dist.data.text import clean_text
 
 LAYOUTS = ("auto", "folder", "librispeech", "librilight", "timit", "manifest")
 # What libsndfile reads, then what people have and it does not read: those are named as unreadable.

@@ -31,5 +31,5 @@ def world() -> Iterator[World]:
 def make_run(folder: Path, world: World, **loop: Any) -> Iterator[Run]:
     """A run in `folder`, opened by this process alone."""
     config = PretrainConfig(run_dir=str(folder), loop=LoopConfig(**loop))
-    with opened(config, "fingerprint", world) as run:
+    with opened(config, "fingerprint", {}, world) as run:
         yield run

@@ -12,7 +12,11 @@ from w2v2dist import __version__
 # group -> command -> its module, and its line in the overview
 COMMANDS = {
     "prepare": {
-        "import": ("interop.import_", "make a run folder from a model of fairseq or Hugging Face"),
+        "alphabet": ("reporting.alphabet", "the symbols of texts, and the alphabet they need"),
+        "import": (
+            "interop.import_",
+            "make a run folder from any model: fairseq, Hugging Face, a hub",
+        ),
         "paper": ("reporting.paper", "list how a configuration deviates from the paper, and why"),
     },
     "train": {"train": ("tasks.train", "train one rank; the same command resumes the run")},
@@ -22,7 +26,7 @@ COMMANDS = {
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
     },
     "use": {
-        "evaluate": ("decode.evaluate", "word and letter error rates of a fine-tuned run"),
+        "evaluate": ("decode.evaluate", "error rates of any fine-tuned model on shards"),
         "export": ("interop.export", "the model for fairseq, Hugging Face or torchaudio"),
     },
 }

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from w2v2dist import checkpoint
 from w2v2dist.cli import main
-from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
-from w2v2dist.data.alphabet import alphabet
+from w2v2dist.config import from_dict, read_yaml, to_dict
+from w2v2dist.data.alphabet import alphabet, of_symbols
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.interop import (
     fairseq_name,
     load_fairseq,
     load_huggingface,
     load_torchaudio,
+    open_model,
     save_fairseq,
     save_huggingface,
     save_torchaudio,
@@ -110,7 +111,8 @@ def test_round_trip_returns_the_same_bits(
         defaults = {n: getattr(Wav2Vec2Config(), n) for n in ("feature_grad_mult", "temperature")}
         expected = dataclasses.replace(expected, **defaults)
     assert back.config == expected
-    assert sorted(os.listdir(tmp_path)) == ["out"]  # nothing temporary is left
+    beside = ["dict.ltr.txt"] if ctc and library == "fairseq" else []
+    assert sorted(os.listdir(tmp_path)) == [*beside, "out"]  # nothing temporary is left
 
 
 @both
@@ -194,7 +196,8 @@ def test_huggingface_phones(tmp_path: Path) -> None:
     processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "out")
     path = [*phones.encode("sh iy"), 0, 0, *phones.encode("ae")]
     assert processor.batch_decode([path]) == ["sh iy ae"] == [phones.decode(path)]
-    assert read_huggingface(tmp_path / "out").tokens == "phones"
+    back = read_huggingface(tmp_path / "out").alphabet
+    assert back == phones  # its folding too
 
 
 @both
@@ -322,7 +325,7 @@ def test_what_fairseq_leaves_out(tmp_path: Path) -> None:
             save(ctc, tmp_path / path)
     with pytest.raises(ValueError, match="quantize_targets is False"):
         save_huggingface(model, tmp_path / "hf")
-    assert sorted(os.listdir(tmp_path)) == ["quantized.pt", "same.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["dict.ltr.txt", "quantized.pt", "same.pt"]
 
 
 def test_misfits_are_listed(tmp_path: Path) -> None:
@@ -408,10 +411,13 @@ def test_imported_models_are_fine_tuned(
     assert "data.normalize=true" in capsys.readouterr().out.replace("\n", " ")
     started = make(LAYER, ctc=True)
     nn.init.zeros_(started.encoder.feature_projection.weight)
-    with pytest.raises(ConfigError, match=f"w2v2dist import {source} --output DIR"):
-        load_pretrained(started, source, "letters")
-    load_pretrained(started, output, "letters")
-    assert_same_bits(model.encoder, started.encoder)
+    letters = alphabet("letters")
+    for start in (output, source):  # what was imported, and as it is
+        nn.init.zeros_(started.encoder.feature_projection.weight)
+        notes = load_pretrained(started, start, letters, True)
+        assert notes[0].endswith("(pretrained); a new output layer")
+        assert_same_bits(model.encoder, started.encoder)
+    assert "will hear other audio" in load_pretrained(started, source, letters, False)[-1]
     saved = checkpoint.read_meta(checkpoint.find(Path(output)))["config"]
     assert (saved["task"], saved["data"]["normalize"]) == ("pretrain", True)
     # and back again
@@ -427,12 +433,12 @@ def test_importing_a_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixt
     source, output = str(tmp_path / "ctc.pt"), str(tmp_path / "imported")
     model = make(GROUP, ctc=True)
     save_fairseq(model, source)
-    assert main(["import", source, "--output", output]) == 2
+    assert main(["import", source, "--output", output, "--task", "pretrain"]) == 2
     error = capsys.readouterr().err
     assert "is a model fine-tuned with CTC where a pre-trained model is needed (missing:" in error
     assert " quantizer.vars," in error
     assert "unexpected: w2v_encoder.proj.bias, w2v_encoder.proj.weight" in error
-    assert main(["import", source, "--output", output, "--task", "finetune"]) == 0
+    assert main(["import", source, "--output", output]) == 0
     config = from_dict(FinetuneConfig, read_yaml(Path(output) / "config.yaml"))
     assert config.model == GROUP
     assert config.data.tokens == "letters"
@@ -449,13 +455,32 @@ def test_importing_a_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "(fine-tuning)" in (Path(output) / "report.html").read_text()
     back = make(GROUP, ctc=True)
     nn.init.zeros_(back.token_projection.weight)
-    load_pretrained(back, output, "letters")
+    note = load_pretrained(back, output, alphabet("letters"), False)[0]
+    assert note.endswith("its output layer is continued: the alphabet is the same")
     assert_same_bits(model, back)
-    foreign = make(GROUP, ctc=True, num_tokens=31)
-    save_fairseq(foreign, tmp_path / "other.pt")
-    arguments = ["import", str(tmp_path / "other.pt"), "--output", f"{output}2"]
-    assert main([*arguments, "--task", "finetune"]) == 2
-    assert "not known to be on letters or phones" in capsys.readouterr().err
+    other = of_symbols("|ABC")
+    started = make(GROUP, ctc=True, num_tokens=other.num_tokens)
+    head = started.token_projection.weight.detach().clone()
+    assert "left behind" in load_pretrained(started, output, other, False)[0]
+    assert torch.equal(started.token_projection.weight, head)
+    assert_same_bits(model.encoder, started.encoder)
+    (tmp_path / "elsewhere").mkdir()
+    save_fairseq(
+        make(GROUP, ctc=True, num_tokens=31),
+        tmp_path / "elsewhere" / "other.pt",
+        tokens=of_symbols("ABCDEFGHIJKLMNOPQRSTUVWXYZ|"),
+    )
+    arguments = ["import", str(tmp_path / "elsewhere" / "other.pt"), "--output", f"{output}2"]
+    assert main(arguments) == 0
+    spelled = open_model(f"{output}2").alphabet
+    assert spelled.symbols == [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ|"]
+    (tmp_path / "elsewhere" / "dict.ltr.txt").unlink()
+    arguments[-1] += "3"
+    assert main(arguments) == 2
+    assert "31 outputs and is on an alphabet that is not known" in capsys.readouterr().err
+    (tmp_path / "elsewhere" / "dict.ltr.txt").write_text("a 1\nb 1\n")
+    assert main(arguments) == 2
+    assert "has 6 symbols (with fairseq's four) but" in capsys.readouterr().err
 
 
 def test_configuration_of_a_file_that_carries_none(

@@ -62,6 +62,8 @@ class InTurn:
     """A task: odd steps move the left layer, even ones the right layer."""
 
     best_metric = "valid/loss"
+    records: dict[str, Any] = {}  # noqa: RUF012
+    notes = ()
 
     def __init__(self, source: Numbers) -> None:
         torch.manual_seed(0)

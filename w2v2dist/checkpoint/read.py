@@ -65,11 +65,10 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
     return {name.split("/", 1)[1]: value for name, value in state.items()}
 
 
-def load_into(module: nn.Module, values: dict[str, Tensor], source: str, prefix: str = "") -> None:
-    """Copy the values whose names start with `prefix` into `module`, which must have the same such
-    names and sizes. Raises CheckpointError that lists what does not fit."""
-    wanted = {n: t for n, t in module.state_dict().items() if n.startswith(prefix)}
-    given = {n: t for n, t in values.items() if n.startswith(prefix)}
+def load_into(module: nn.Module, values: dict[str, Tensor], source: str) -> None:
+    """Let the values take the places of those in `module` (which may be on the meta device), which
+    must have the same names and sizes. Raises CheckpointError that lists what does not fit."""
+    wanted, given = module.state_dict(), values
     missing = sorted(wanted.keys() - given.keys())
     unexpected = sorted(given.keys() - wanted.keys())
     shapes = sorted(
@@ -83,6 +82,5 @@ def load_into(module: nn.Module, values: dict[str, Tensor], source: str, prefix:
         raise CheckpointError(
             f"the weights of {source} do not fit the configured model ({text}): compare model.*"
         )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(given[name].view(tensor.shape))
+    fitting = {name: given[name].view(tensor.shape) for name, tensor in wanted.items()}
+    module.load_state_dict(fitting, assign=True)

@@ -1,10 +1,20 @@
-"""Labels to token ids and back: letters of LibriSpeech's alphabet, and TIMIT's phones."""
+"""Alphabets: from texts to token ids and back, in any language, in characters or phones."""
 
+import dataclasses
 import itertools
-import unicodedata
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
+from w2v2dist.config import from_dict
+from w2v2dist.data.text import TextConfig, describe, fitting_case, normalize
+
+Units = Literal["characters", "phones"]
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # <pad> is the CTC blank
+DELIMITER = "|"  # between words
+SPELLED_OUT = "%&@#‰$€£+="  # signs that stand for words
 LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # the order of fairseq's dict.ltr.txt
 
 # TIMIT's 61 symbols, or 48, to the 39 classes that are scored (Lee & Hon, 1989): the first of each
@@ -16,84 +26,220 @@ FOLD = {p: g.split()[0] for g in [*FOLDED.split(","), *KEPT.split()] for p in g.
 PHONES = tuple(sorted({*FOLD.values()}))
 
 
-class _Tokenizer:
-    """Token ids of a fixed alphabet; 0 is the CTC blank, 1 to 3 are never produced by `encode`."""
+class UnknownSymbolError(ValueError):
+    """A text with symbols that the alphabet has not; `symbols` are they."""
 
-    blank_id = 0
-    label: str  # the member of an utterance's labels that is encoded
-    alphabet: tuple[str, ...]
+    def __init__(self, symbols: Sequence[str], hint: str) -> None:
+        shown = ", ".join(describe(symbol) for symbol in symbols[:5])
+        more = f" and {len(symbols) - 5} more" if len(symbols) > 5 else ""
+        what = "is" if len(symbols) == 1 else "are"
+        super().__init__(f"its label holds {shown}{more}, which {what} not in the alphabet: {hint}")
+        self.symbols = tuple(symbols)
 
-    def __init__(self) -> None:
-        self.tokens: tuple[str, ...] = (*SPECIAL, *self.alphabet)
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
+
+@dataclass(frozen=True, kw_only=True)
+class Alphabet:
+    """The symbols of a model's outputs: the place in `tokens` is the id. `special` ids stand for no
+    text and are never produced by `encode`; `blank`, that of CTC, is one of them."""
+
+    tokens: tuple[str, ...]
+    blank: int = 0
+    special: frozenset[int] = frozenset(range(len(SPECIAL)))
+    delimiter: int | None = None  # between words; None: blanks in texts mean nothing
+    units: Units = "characters"  # of one written text; phones are separated by blanks
+    folding: Literal["timit"] | None = None
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        if self.text.case == "fit":
+            case = fitting_case(c for token in self._ids for c in token)
+            object.__setattr__(self, "text", dataclasses.replace(self.text, case=case))
+
+    def __str__(self) -> str:
+        words = ", in words" if self.has_words else ""
+        return f"{len(self._ids)} {self.units}{words}, {self.num_tokens} outputs"
 
     @property
     def num_tokens(self) -> int:
         """Size of the output layer."""
         return len(self.tokens)
 
-    def _decode(self, ids: Iterable[int], collapse: bool) -> list[str]:
-        """Tokens without the special ones; `collapse` merges repeats first, as in a CTC path."""
+    @property
+    def symbols(self) -> list[str]:
+        """All but the special tokens, in the order of their ids."""
+        return [token for i, token in enumerate(self.tokens) if i not in self.special]
+
+    @property
+    def has_words(self) -> bool:
+        """Whether its texts have words that can be counted."""
+        return self.units == "characters" and self.delimiter is not None
+
+    @property
+    def error_rates(self) -> tuple[str, ...]:
+        """Its error rates, the one to choose a checkpoint by first."""
+        if self.units == "phones":
+            return ("per",)
+        return ("wer", "cer") if self.has_words else ("cer",)
+
+    def label(self, labels: Mapping[str, Any]) -> str | None:
+        """The text of an utterance's labels that is encoded: "text", of phones "phones" first."""
+        names = ("phones", "text") if self.units == "phones" else ("text",)
+        return next((str(labels[name]) for name in names if labels.get(name)), None)
+
+    def normalized(self, text: str) -> str:
+        """The text as `encode` reads it."""
+        if self.units == "characters":
+            text = normalize(text, self.text, self._known)
+            return text if self.has_words else "".join(text.split())
+        plain = dataclasses.replace(self.text, case="keep", punctuation="keep")
+        phones = normalize(text, plain).split()
+        if self.folding == "timit":
+            phones = [FOLD.get(p, p) for p in (p.lower() for p in phones) if p != "q"]
+        return " ".join(phones)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, [] of an empty one. Raises UnknownSymbolError."""
+        if strangers := self._strangers(text):
+            raise UnknownSymbolError(strangers, self._hint(text, strangers))
+        ids = [[self._ids[s] for s in word] for word in self._split(text)]
+        if self.has_words and self.delimiter is not None:
+            return [i for word in ids for i in (self.delimiter, *word)][1:]
+        return [i for word in ids for i in word]
+
+    def decode(self, ids: Iterable[int], collapse: bool = True) -> str:
+        """Ids to text; `collapse` merges repeats first, as in a frame-by-frame CTC path."""
         path = [i for i, _ in itertools.groupby(ids)] if collapse else ids
-        return [self.tokens[i] for i in path if i >= len(SPECIAL)]
+        out = (
+            " " if i == self.delimiter else self.tokens[i] for i in path if i not in self.special
+        )
+        return " ".join((" " if self.units == "phones" else "").join(out).split())
 
+    def agrees(self, other: "Alphabet") -> bool:
+        """Whether the same id means the same in both: a head of one serves the other."""
+        return self.num_tokens == other.num_tokens and self._meanings == other._meanings
 
-class LetterTokenizer(_Tokenizer):
-    """32 tokens: the special ones, `|` between words, and 26 letters with the apostrophe."""
-
-    label, alphabet = "text", LETTERS
-
-    def encode(self, text: str) -> list[int]:
-        """Text of any case to ids. Raises ValueError naming a character outside the alphabet."""
-        words = "|".join(text.upper().split())
-        for char in words:
-            if char not in self.ids:
+    def check(self) -> "Alphabet":
+        """Itself. Raises ValueError where a symbol can never be found in a text."""
+        if not self._ids:
+            raise ValueError("the alphabet has no symbol beside the special ones")
+        for symbol in self._ids:
+            found = self.normalized(symbol)
+            if found != symbol or len(symbol.split()) != 1:
+                became = f"data.text makes {describe(found)} of it" if found else "it is blank"
+                became = "it has a blank" if found == symbol else became
                 raise ValueError(
-                    f"label {text!r} holds {char!r}, which is not in the alphabet (A-Z, apostrophe "
-                    "and space): spell it in words, or build the shards with --clean-text"
+                    f"the alphabet has {describe(symbol)}, which no text can match: {became}. "
+                    "Change the symbol, or data.text (form, case, punctuation, keep)"
                 )
-        return [self.ids[char] for char in words]
+        return self
 
-    def decode(self, ids: Iterable[int], collapse: bool = True) -> str:
-        """Ids to text; `collapse` for a frame-by-frame CTC path, False for labels."""
-        return " ".join("".join(self._decode(ids, collapse)).replace("|", " ").split())
+    def resized(self, num_tokens: int, source: str) -> "Alphabet":
+        """For an output layer of another size: special ids are left out or put at the end. Raises
+        ValueError where a symbol would be lost."""
+        if lost := [token for token, i in self._ids.items() if i >= num_tokens]:
+            raise ValueError(
+                f"{source} has {num_tokens} outputs but its alphabet {self.num_tokens} symbols, "
+                f"{', '.join(map(describe, lost[:5]))} among those beyond: it is another model's"
+            )
+        if max(self.blank, self.delimiter or 0) >= num_tokens:
+            raise ValueError(
+                f"{source} has {num_tokens} outputs, and no blank or delimiter among them"
+            )
+        unused = (f"<unused-{i}>" for i in range(self.num_tokens, num_tokens))
+        ids = {*self.special, *range(self.num_tokens, num_tokens)}
+        tokens = (*self.tokens[:num_tokens], *unused)
+        special = frozenset(i for i in ids if i < num_tokens)
+        return dataclasses.replace(self, tokens=tokens, special=special)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            **dataclasses.asdict(self),
+            "tokens": [*self.tokens],
+            "special": sorted(self.special),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Alphabet":
+        """Back from `to_dict`. Raises ValueError where it does not hold together."""
+        try:
+            rest = {k: v for k, v in values.items() if k not in ("tokens", "special", "text")}
+            tokens, special = tuple(map(str, values["tokens"])), frozenset(values["special"])
+            out = cls(
+                tokens=tokens, special=special, text=from_dict(TextConfig, values["text"]), **rest
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it is no alphabet of w2v2dist ({error!r})") from None
+        if out.blank not in special or not special <= {*range(len(tokens))}:
+            raise ValueError("its special ids do not name the blank and tokens that are there")
+        return out
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        skip = {*self.special, self.delimiter}
+        return {token: i for i, token in enumerate(self.tokens) if i not in skip}
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(token for token in self._ids if len(token) == 1)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """The longest symbol first, then any character."""
+        symbols = sorted(self._ids, key=len, reverse=True)
+        return re.compile("|".join([*map(re.escape, symbols), "."]), re.DOTALL)
+
+    @cached_property
+    def _meanings(self) -> tuple[Any, ...]:
+        spoken = tuple(sorted((i, token) for token, i in self._ids.items()))
+        return self.blank, self.delimiter, self.units, spoken
+
+    def _split(self, text: str) -> list[list[str]]:
+        """The symbols of each word."""
+        words = self.normalized(text).split()
+        if self.units == "phones":
+            return [[phone] for phone in words]
+        return [self._pattern.findall(word) for word in words]
+
+    def _strangers(self, text: str) -> list[str]:
+        """The symbols that it has not, each once."""
+        return [*{s: None for word in self._split(text) for s in word if s not in self._ids}]
+
+    def _hint(self, text: str, strangers: list[str]) -> str:
+        """What to do about them."""
+        if self.folding == "timit":
+            return "use TIMIT's 61 symbols or their 39 classes, or another data.tokens"
+        for key, value in (("form", "NFC"), ("form", "NFD"), ("case", "upper"), ("case", "lower")):
+            steps = from_dict(TextConfig, {**dataclasses.asdict(self.text), key: value})
+            if not dataclasses.replace(self, text=steps)._strangers(text):
+                return f"with data.text.{key}={value} it is"
+        if any(s.isdigit() or s in SPELLED_OUT for s in strangers):
+            return "spell it in words, as it is spoken"
+        return (
+            "spell it otherwise, let data.text.replace do so, or take an alphabet that has it "
+            "(data.tokens=auto, or a file)"
+        )
 
 
-class PhoneTokenizer(_Tokenizer):
-    """43 tokens: the special ones and TIMIT's 39 classes, into which 61 or 48 are folded."""
-
-    label, alphabet = "phones", PHONES
-
-    def encode(self, text: str) -> list[int]:
-        """Phones separated by spaces to ids, without q. Raises ValueError naming a stranger."""
-        phones = [phone for phone in text.lower().split() if phone != "q"]
-        for phone in phones:
-            if phone not in FOLD:
-                raise ValueError(
-                    f"label {text!r} holds {phone!r}, which is not a TIMIT phone: use TIMIT's 61 "
-                    "symbols or their 39 classes, or set data.tokens=letters"
-                )
-        return [self.ids[FOLD[phone]] for phone in phones]
-
-    def decode(self, ids: Iterable[int], collapse: bool = True) -> str:
-        """Ids to phones separated by spaces; `collapse` for a CTC path, False for labels."""
-        return " ".join(self._decode(ids, collapse))
+def of_symbols(
+    symbols: Iterable[str], *, units: Units = "characters", text: TextConfig | None = None
+) -> Alphabet:
+    """The special tokens, then these; among characters `|` is the delimiter of words."""
+    tokens = (*SPECIAL, *symbols)
+    delimited = units == "characters" and DELIMITER in tokens
+    return Alphabet(
+        tokens=tokens,
+        delimiter=tokens.index(DELIMITER) if delimited else None,
+        units=units,
+        text=text or TextConfig(),
+    )
 
 
-Alphabet = LetterTokenizer | PhoneTokenizer
-
-
-def alphabet(name: str) -> Alphabet:
-    """The alphabet called "letters" or "phones". Raises ValueError for another name."""
+def alphabet(name: str, text: TextConfig | None = None) -> Alphabet:
+    """The alphabet called "letters" (LibriSpeech's 26, apostrophe, `|`) or "phones" (TIMIT's 39
+    classes). Raises ValueError for another name."""
     if name not in ("letters", "phones"):
-        raise ValueError(f"data.tokens is {name!r} but must be letters or phones")
-    return LetterTokenizer() if name == "letters" else PhoneTokenizer()
-
-
-def clean_text(text: str) -> str:
-    """Upper case without accents and punctuation; digits stay: only a person can spell them."""
-    plain = unicodedata.normalize("NFKD", text.replace("\u2019", "'"))
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    kept = (c if c.isalnum() or c == "'" else " " for c in plain)
-    # A quotation mark is an apostrophe outside a word: strip it, and keep the one in DON'T.
-    return " ".join(word for part in "".join(kept).upper().split() if (word := part.strip("'")))
+        raise ValueError(f"tokens is {name!r} but must be letters or phones")
+    if name == "letters":
+        return of_symbols(LETTERS, text=text)
+    return dataclasses.replace(of_symbols(PHONES, units="phones", text=text), folding="timit")

@@ -26,9 +26,10 @@ class Rows:
     position: list[int] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
 
-    def reject(self, row: int, reason: str) -> None:
+    def reject(self, row: int, reason: str, label: str | None) -> None:
         """Move a decoded row to the bad ones."""
-        self.bad.append({"key": self.keys[row], "reason": reason})
+        said = {} if label is None else {"label": label}
+        self.bad.append({"key": self.keys[row], "reason": reason, **said})
         for column in (self.waveforms, self.labels, self.keys, self.position):
             del column[row]
 
@@ -114,16 +115,20 @@ def encode_labels(
     (samples to frames) is given, those with more tokens than frames, which CTC cannot align."""
     targets: list[list[int]] = []
     for row in reversed(range(len(rows.keys))):
+        label = alphabet.label(rows.labels[row])
         try:
-            if not (label := rows.labels[row].get(alphabet.label)):
+            if label is None:
+                what = "phones" if alphabet.units == "phones" else "text"
                 raise ValueError(
-                    f"has no {alphabet.label!r} label: fine-tuning needs one for every utterance; "
+                    f"has no {what!r} label: fine-tuning needs one for every utterance; "
                     "build the shards from transcribed audio"
                 )
             num = len(ids := alphabet.encode(label))
+            if not num:
+                raise ValueError("its label has no symbol: it is blank, or punctuation alone")
             if num_frames and num > (most := num_frames(len(rows.waveforms[row]))):
                 raise ValueError(f"its label has {num} tokens but its audio only {most} frames")
             targets.insert(0, ids)
         except ValueError as error:
-            rows.reject(row, str(error))
+            rows.reject(row, str(error), label)
     return targets

@@ -1,9 +1,11 @@
 """Settings of the data: which shards, and how micro-batches are made of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from w2v2dist.config import at_least, may_change
+from w2v2dist.data.alphabet import Units
+from w2v2dist.data.text import TextConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +36,14 @@ class DataConfig:
     read_timeout_s: float = may_change(60.0)
     # skip: one utterance; it counts as bad
     on_read_error: Literal["skip", "stop"] = may_change("skip")
-    tokens: Literal["letters", "phones"] = "letters"
+    # letters (English), phones (TIMIT's), auto (of the training texts), or a file of symbols
+    tokens: str = "letters"
+    units: Units = "characters"  # of a file or auto; phones are separated by blanks in the label
+    text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ValueError("tokens is '' but must be letters, phones, auto or a file")
         names = "virtual_world_size max_crop min_samples crop_multiple shuffle_window prefetch"
         at_least(self, 1, names)
         for name in "num_workers max_bad_samples read_retries read_timeout_s".split():

@@ -1,4 +1,4 @@
-"""Transcribe shards with a fine-tuned run and score them."""
+"""Transcribe shards with a fine-tuned model and score them."""
 
 import argparse
 import contextlib
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from w2v2dist.config import ConfigError, from_dict, read_yaml
+from w2v2dist.checkpoint import read_meta
+from w2v2dist.config import ConfigError, from_dict
 from w2v2dist.data.alphabet import Alphabet
 from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.batch import Rows, SpeechBatch, core, encode_labels, pad
@@ -18,8 +19,9 @@ from w2v2dist.data.config import DataConfig
 from w2v2dist.data.loader import MicroBatches, iterate
 from w2v2dist.data.source import open_index
 from w2v2dist.decode.greedy import greedy_text
-from w2v2dist.decode.scoring import error_counts
-from w2v2dist.interop.open import open_model
+from w2v2dist.decode.scoring import error_counts, error_rates
+from w2v2dist.interop.foreign import CALLED
+from w2v2dist.interop.open import OpenedModel, model_arguments, open_model
 from w2v2dist.model import Wav2Vec2ForCTC
 from w2v2dist.runtime.logging import console
 
@@ -51,39 +53,68 @@ class LabelledCollate:
         )
 
 
-def evaluate(run_dir: str, data: str | None = None, which: str = "best") -> dict[str, float]:
-    """Word and letter error rates (greedy) of a fine-tuning run's checkpoint on shards (`data`, by
-    default the run's data.valid), utterances of any length. Writes evaluation.json and
-    hypotheses.tsv (key, reference, hypothesis) to the run folder."""
-    folder = Path(run_dir)
-    config = from_dict(DataConfig, read_yaml(folder / "config.yaml").get("data", {}), "data.")
-    data = data or config.valid
-    opened = open_model(folder, which)
-    if opened.alphabet is None or not isinstance(opened.module, Wav2Vec2ForCTC):
+def evaluate(
+    model: str,
+    data: str | None = None,
+    which: str | None = None,
+    output: str | None = None,
+    *,
+    trust_pickle: bool = False,
+) -> dict[str, float]:
+    """Error rates (greedy) of a fine-tuned model (all that `open_model` opens) on shards (`data`,
+    by default its run's data.valid), utterances of any length. Writes evaluation.json and
+    hypotheses.tsv (key, reference, hypothesis) to `output`, by default the run folder."""
+    opened = open_model(model, which, trust_pickle=trust_pickle)
+    folder = _output(model, output)
+    if opened.kind != "ctc" or not isinstance(opened.module, Wav2Vec2ForCTC):
         raise ConfigError(
-            f"{run_dir} is a pre-training, which has no output layer to transcribe with: fine-tune "
-            f"it first (w2v2dist train configs/finetune/… pretrained={run_dir})"
+            f"{model} is {CALLED[opened.kind]}: it has no output layer to transcribe with. "
+            f"Fine-tune it first (w2v2dist train configs/finetune/… pretrained={model})"
         )
+    if opened.alphabet is None or opened.normalize is None:
+        what = "alphabet is" if opened.alphabet is None else "normalisation of audio is"
+        raise ConfigError(
+            f"{model}: its {what} not known ({'; '.join(opened.notes) or 'no file says it'}): "
+            "import it with --config, which can say it"
+        )
+    config = _data_config(opened)
+    data = data or config.valid
     lines, num_bad, seconds = _transcribe(opened.module, opened.alphabet, config, data)
     counts = error_counts([line[1] for line in lines], [line[2] for line in lines])
-    if not counts["num_words"]:
+    if not counts["num_letters"]:
         raise ConfigError(
-            f"no utterance of {data} has a usable {config.tokens} label ({num_bad} were skipped): "
-            "nothing can be scored"
+            f"no utterance of {data} has a label that the model's alphabet ({opened.alphabet}) can "
+            f"spell ({num_bad} were skipped): nothing can be scored"
         )
     result = {
-        "wer": counts["word_errors"] / max(1, counts["num_words"]),
-        "cer": counts["letter_errors"] / max(1, counts["num_letters"]),
+        **error_rates(counts, opened.alphabet.error_rates),
         "num_utterances": len(lines),
         "num_skipped": num_bad,
         "seconds": round(seconds, 3),
         **counts,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     rows = "".join("\t".join(line) + "\n" for line in sorted(lines))
     (folder / "hypotheses.tsv").write_text("key\treference\thypothesis\n" + rows, encoding="utf-8")
     record = {"checkpoint": opened.source.name, "data": data, **result}
     (folder / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return result
+
+
+def _output(model: str, output: str | None) -> Path:
+    """Where an evaluation is written."""
+    if output:
+        return Path(output)
+    if (Path(model) / "config.yaml").exists():
+        return Path(model)
+    raise ConfigError(f"{model} is no run folder: say with --output where its results are to go")
+
+
+def _data_config(opened: OpenedModel) -> DataConfig:
+    """The run's data settings, of another library's model the defaults."""
+    if (opened.source / "meta.json").exists():
+        return from_dict(DataConfig, read_meta(opened.source)["config"]["data"], "data.")
+    return DataConfig(normalize=bool(opened.normalize))
 
 
 def _transcribe(
@@ -116,22 +147,28 @@ def _transcribe(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist evaluate` takes."""
-    add, which = parser.add_argument, ["best", "latest"]
-    add("run", help="run folder of a fine-tuning")
+    model_arguments(parser)
+    add = parser.add_argument
     add("--data", help="folder of shards (default: the run's data.valid)")
-    add("--checkpoint", choices=which, default="best", help="which one (default: best)")
+    add("--output", metavar="DIR", help="where the results go (default: the run folder)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Transcribe shards with a fine-tuned run (greedy) and print its error rates; the
-    transcripts go to RUN/hypotheses.tsv, the counts to RUN/evaluation.json.
+    """Transcribe shards with a fine-tuned model (greedy) and print its error rates: of words where
+    its alphabet has words, of letters, of phones. The transcripts go to hypotheses.tsv, the counts
+    to evaluation.json.
 
     example:
       w2v2dist evaluate runs/base_10h --data data/test_clean
+      w2v2dist evaluate facebook/wav2vec2-base-960h --data data/test_clean --output base_960h
     """
-    result = evaluate(args.run, args.data, args.checkpoint)
+    given = (args.model, args.data, args.checkpoint, args.output)
+    result = evaluate(*given, trust_pickle=args.trust_pickle)
+    called = {"wer": "WER", "cer": "letter errors", "per": "PER"}
+    rates = [f"{called[k]} {100 * result[k]:.2f} %" for k in called if k in result]
+    skipped = f", {result['num_skipped']} left out" if result["num_skipped"] else ""
+    hours, folder = result["seconds"] / 3600, _output(args.model, args.output)
     console.print(
-        f"WER {100 * result['wer']:.2f} %   letter errors {100 * result['cer']:.2f} %   "
-        f"{result['num_utterances']} utterances, {result['seconds'] / 3600:.2f} h   "
-        f"(see {args.run}/hypotheses.tsv)"
+        f"{'   '.join(rates)}   {result['num_utterances']} utterances{skipped}, {hours:.2f} h   "
+        f"(see {folder}/hypotheses.tsv)"
     )

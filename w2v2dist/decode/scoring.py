@@ -1,6 +1,20 @@
-"""Word and letter errors, counted by jiwer."""
+"""Word, letter and phone errors, counted by jiwer."""
+
+from collections.abc import Mapping
 
 import jiwer
+
+# The counts that a rate is made of
+RATES = {
+    "wer": ("word_errors", "num_words"),
+    "per": ("word_errors", "num_words"),  # phones are separated as words are
+    "cer": ("letter_errors", "num_letters"),
+}
+
+
+def error_rates(counts: Mapping[str, float], names: tuple[str, ...]) -> dict[str, float]:
+    """The rates of these names (an alphabet's `error_rates`)."""
+    return {name: counts[RATES[name][0]] / max(counts[RATES[name][1]], 1) for name in names}
 
 
 def error_counts(references: list[str], hypotheses: list[str]) -> dict[str, int]:

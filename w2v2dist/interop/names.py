@@ -44,6 +44,7 @@ _SPELLINGS = (
     (r"^(w2v_encoder\.)?(w2v_model\.)?", ""),  # of a model fine-tuned by fairseq
     (r"^(feature_extractor\.conv_layers\.\d+\.2\.)1\.", r"\1"),  # between two transpositions
     (r"^project_inp\.", "post_extract_proj."),  # of quantized inputs
+    (r"^wav2vec2\.mask_time_emb_vector$", "wav2vec2.masked_spec_embed"),  # of old transformers
     (r"\.conv\.parametrizations\.weight\.original0$", ".conv.weight_g"),
     (r"\.conv\.parametrizations\.weight\.original1$", ".conv.weight_v"),
 )

@@ -1,35 +1,126 @@
-"""Open a model by its name, whatever it is a folder or file of."""
+"""Open a model by its name, whatever it is a folder, file or id of."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from w2v2dist import checkpoint
-from w2v2dist.config import from_dict
+from w2v2dist.checkpoint import CheckpointError
+from w2v2dist.config import ConfigError, from_dict
 from w2v2dist.data.alphabet import Alphabet, alphabet
-from w2v2dist.interop.load import Model
-from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
+from w2v2dist.data.text import TextConfig
+from w2v2dist.interop.fairseq import read_fairseq
+from w2v2dist.interop.foreign import ForeignCheckpoint, Kind, Model
+from w2v2dist.interop.hub import fetch, is_hub_id
+from w2v2dist.interop.huggingface import read_huggingface
+from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, Wav2Vec2Model
+
+MODEL = "run folder, step folder, Hugging Face folder or hub id, or .pt of fairseq"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedModel:
-    """A model in evaluation mode with what its audio and its outputs mean."""
+    """A model in evaluation mode, its weights possibly mapped from its file, with what its audio
+    and its outputs mean."""
 
     module: Model
-    alphabet: Alphabet | None  # of a CTC model
-    normalize: bool  # whether its audio has zero mean and unit variance
-    tokens: str
-    source: Path  # the step folder
+    kind: Kind  # pretrained (with its quantizer), ctc, or encoder (without a head)
+    alphabet: Alphabet | None  # of a CTC model; None where its files do not say
+    normalize: bool | None  # whether its audio has zero mean and unit variance; None: unknown
+    source: Path  # the folder or file that was read
+    notes: tuple[str, ...] = ()  # what was filled in, guessed or left behind
+
+    @property
+    def encoder(self) -> Wav2Vec2Model:
+        """The body that every kind has."""
+        return self.module if isinstance(self.module, Wav2Vec2Model) else self.module.encoder
 
 
-def open_model(source: str | Path, which: str | None = None) -> OpenedModel:
-    """The model of a step folder, or of a run folder: its "best" or "latest" checkpoint (default:
-    the best where there is one). Raises CheckpointError."""
-    folder = checkpoint.find(Path(source), which)
-    saved = checkpoint.read_meta(folder)["config"]
+def open_model(
+    source: str | Path, which: str | None = None, *, trust_pickle: bool = False
+) -> OpenedModel:
+    """The model that `source` names: a run folder (its "best" or "latest" checkpoint as `which`
+    says; default: the best where there is one), a step folder, a Hugging Face folder, an id
+    `org/name` of the Hugging Face hub, or a `.pt` of fairseq. Files that are more than data are
+    read only with `trust_pickle`. Raises ValueError or CheckpointError that name the remedy."""
+    path = Path(source)
+    if path.is_dir() and ((path / "meta.json").exists() or (path / "checkpoints").is_dir()):
+        return _open_checkpoint(checkpoint.find(path, which))
+    if path.is_dir() and (path / "config.yaml").exists():  # a run that has not saved
+        checkpoint.find(path, which)
+    foreign = read_foreign(source, trust_pickle)
+    return OpenedModel(
+        module=foreign.model(),
+        kind=foreign.kind,
+        alphabet=foreign.alphabet,
+        normalize=foreign.normalize,
+        source=Path(foreign.source),
+        notes=tuple(foreign.notes),
+    )
+
+
+def read_foreign(source: str | Path, trust_pickle: bool = False) -> ForeignCheckpoint:
+    """Read another library's checkpoint. Raises ValueError where it is none."""
+    path = Path(source)
+    if path.is_dir():
+        return read_huggingface(path, trust_pickle)
+    if path.exists():
+        if path.suffix in (".safetensors", ".bin"):
+            raise ConfigError(f"{path} is the file of a model: give its folder, {path.parent}")
+        return read_fairseq(path, trust_pickle)
+    if is_hub_id(str(source)):
+        return read_huggingface(fetch(str(source), trust_pickle), trust_pickle)
+    raise ConfigError(f"{str(source)!r} does not exist: give a {MODEL}")
+
+
+def _open_checkpoint(folder: Path) -> OpenedModel:
+    """The model of a step folder of ours."""
+    meta = checkpoint.read_meta(folder)
+    saved = meta["config"]
     config, data = from_dict(Wav2Vec2Config, saved["model"], "model."), saved["data"]
-    letters = alphabet(data["tokens"]) if saved["task"] == "finetune" else None
-    module: Model = Wav2Vec2ForPretraining(config)
-    if letters is not None:
-        module = Wav2Vec2ForCTC(config, letters.num_tokens)
-    checkpoint.load_into(module, checkpoint.read_parameters(folder), str(folder))
-    return OpenedModel(module.eval(), letters, data["normalize"], data["tokens"], folder)
+    kind: Kind = meta.get("kind") or ("ctc" if saved["task"] == "finetune" else "pretrained")
+    spelled: Alphabet | None = None
+    if kind == "ctc":
+        if "alphabet" in meta:
+            spelled = Alphabet.from_dict(meta["alphabet"])
+        else:  # of an older version
+            spelled = alphabet(data["tokens"], from_dict(TextConfig, data.get("text") or {}))
+    values = checkpoint.read_parameters(folder)
+    with torch.device("meta"):  # the values take the places of the parameters
+        module: Model
+        if kind == "ctc":
+            outputs = values["token_projection.bias"].numel()
+            module = Wav2Vec2ForCTC(config, outputs)
+            if spelled is not None and spelled.num_tokens != outputs:
+                raise CheckpointError(
+                    f"{folder} has {outputs} outputs but its alphabet {spelled.num_tokens} "
+                    "symbols: its meta.json is another model's"
+                )
+        else:
+            module = Wav2Vec2Model(config) if kind == "encoder" else Wav2Vec2ForPretraining(config)
+    checkpoint.load_into(module, values, str(folder))
+    return OpenedModel(
+        module=module.eval(),
+        kind=kind,
+        alphabet=spelled,
+        normalize=data["normalize"],
+        source=folder,
+    )
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL and how it is opened, for `opened_from`."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    which = "of a run folder (default: best, else latest)"
+    add("--checkpoint", choices=["best", "latest"], help=which)
+    trust = "read files that hold more than data. This runs code that came with the file: only "
+    trust += "for files from people you trust"
+    add("--trust-pickle", action="store_true", help=trust)
+
+
+def opened_from(args: argparse.Namespace) -> OpenedModel:
+    """The model that the arguments of `model_arguments` name."""
+    return open_model(args.model, args.checkpoint, trust_pickle=args.trust_pickle)

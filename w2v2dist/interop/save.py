@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,64 +12,129 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from w2v2dist.data.alphabet import SPECIAL, alphabet
-from w2v2dist.interop.load import Model
+from w2v2dist.data.alphabet import Alphabet, alphabet
+from w2v2dist.data.alphabet_file import OURS, in_lines, read_alphabet, vocabulary
+from w2v2dist.interop.foreign import Model
 from w2v2dist.interop.names import Library, their_name, their_settings
-from w2v2dist.model import Wav2Vec2ForCTC
+from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, Wav2Vec2Model
+
+NEVER = -1e4  # the bias of an output that is never chosen
 
 
 def save_fairseq(
-    model: Model, path: str | Path, *, normalize: bool = False, tokens: str = "letters"
+    model: Model,
+    path: str | Path,
+    *,
+    normalize: bool = False,
+    tokens: str | Alphabet = "letters",
 ) -> None:
-    """Write a `.pt` that fairseq loads; `normalize` and `tokens` as in data.*. Token ids are those
-    of fairseq's dict.ltr.txt. Raises ValueError where `path` exists or fairseq lacks the model."""
-    config, ctc = model.config, isinstance(model, Wav2Vec2ForCTC)
+    """Write a `.pt` that fairseq loads; `normalize` as in data.*, `tokens` an alphabet or its name.
+    Of a CTC model the dictionary is written beside it, and outputs are in the order of fairseq's
+    dictionaries. Raises ValueError where `path` exists or fairseq lacks the model."""
+    if isinstance(model, Wav2Vec2Model):
+        raise ValueError("fairseq has no model that is an encoder alone: export to huggingface")
+    path, config = Path(path), model.config
     state = _their_state(model, "fairseq")
     if config.conv_channels == config.embed_dim and not config.quantize_inputs:
-        prefix = "w2v_encoder.w2v_model." if ctc else ""
+        prefix = "w2v_encoder.w2v_model." if isinstance(model, Wav2Vec2ForCTC) else ""
         weight, bias = (state.pop(f"{prefix}post_extract_proj.{n}") for n in ("weight", "bias"))
         if bias.any() or not torch.equal(weight, torch.eye(config.embed_dim)):
             raise ValueError(
                 f"conv_channels and embed_dim are both {config.embed_dim}: there fairseq has no "
                 "projection between them, but this model's changes the features: use another format"
             )
+    beside = {}
+    if isinstance(model, Wav2Vec2ForCTC):
+        spelled = _spelled(model, tokens)
+        beside["dict.phn.txt" if spelled.units == "phones" else "dict.ltr.txt"] = spelled
+        _reorder(state, spelled)
+    history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
+    content: dict[str, Any] = {"args": None, "model": state}
+    content["cfg"] = _fairseq_settings(config, normalize, [name[5:8] for name in beside])
+    content["optimizer_history"] = [{**history, "num_updates": 0}]
+    content["extra_state"] = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+        for name, spelled in beside.items():
+            _write_dictionary(path.with_name(name), spelled)
+
+
+def _fairseq_settings(
+    config: Wav2Vec2Config, normalize: bool, labels: Sequence[str]
+) -> dict[str, Any]:
+    """fairseq's `cfg`: of a pre-training, or with `labels` of a fine-tuning."""
     settings = their_settings(config, "fairseq")
     audio = {"data": "", "normalize": normalize, "sample_rate": 16_000}
     task: dict[str, Any] = {"_name": "audio_pretraining", **audio}
     cfg = {"model": {"_name": "wav2vec2", **settings}, "task": task}
-    if ctc:
-        names = "dropout attention_dropout activation_dropout dropout_input feature_grad_mult"
-        names += " mask_prob mask_length mask_channel_prob mask_channel_length"
-        over = {name: settings[name] for name in names.split()}
-        over |= {"layerdrop": config.layer_drop, "final_dropout": 0.0, "apply_mask": True}
-        over |= {"w2v_path": "", "data": "", "normalize": normalize, "w2v_args": cfg}
-        task = {**task, "_name": "audio_finetuning"}
-        task["labels"] = "ltr" if tokens == "letters" else "phn"
-        cfg = {"model": {"_name": "wav2vec_ctc", **over}, "task": task}
-    history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
-    content: dict[str, Any] = {"args": None, "cfg": cfg, "model": state}
-    content["optimizer_history"] = [{**history, "num_updates": 0}]
-    content["extra_state"] = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}
-    with replacing(Path(path)) as temporary:
-        torch.save(content, temporary)
+    if not labels:
+        return cfg
+    names = "dropout attention_dropout activation_dropout dropout_input feature_grad_mult"
+    names += " mask_prob mask_length mask_channel_prob mask_channel_length"
+    over = {name: settings[name] for name in names.split()}
+    over |= {"layerdrop": config.layer_drop, "final_dropout": 0.0, "apply_mask": True}
+    over |= {"w2v_path": "", "data": "", "normalize": normalize, "w2v_args": cfg}
+    task = {**task, "_name": "audio_finetuning", "labels": labels[0]}
+    return {"model": {"_name": "wav2vec_ctc", **over}, "task": task}
+
+
+def _reorder(state: dict[str, Tensor], spelled: Alphabet) -> None:
+    """Bring the outputs into the order of fairseq's dictionaries: the blank, three special ones (as
+    they are where they stand there), the symbols. An output that is new is never the best."""
+    symbols = [i for i in range(spelled.num_tokens) if i not in spelled.special]
+    if spelled.blank == 0 and symbols == [*range(4, spelled.num_tokens)]:
+        return
+    for name in ("weight", "bias"):
+        rows = state[f"w2v_encoder.proj.{name}"]
+        new = torch.full_like(rows[:3], 0.0 if name == "weight" else NEVER)
+        state[f"w2v_encoder.proj.{name}"] = torch.cat([rows[[spelled.blank]], new, rows[symbols]])
+
+
+def _write_dictionary(path: Path, spelled: Alphabet) -> None:
+    """fairseq's dictionary. Raises ValueError where another is there."""
+    if path.exists():
+        if read_alphabet(path, spelled.units).symbols != spelled.symbols:
+            raise ValueError(f"{path} exists and is another alphabet's: choose another folder")
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(in_lines(spelled, fairseq=True), encoding="utf-8")
+
+
+def _spelled(model: Wav2Vec2ForCTC, tokens: str | Alphabet) -> Alphabet:
+    """The alphabet of the outputs. Raises ValueError where it is of another size."""
+    spelled = alphabet(tokens) if isinstance(tokens, str) else tokens
+    outputs = model.token_projection.out_features
+    if outputs != spelled.num_tokens:
+        raise ValueError(
+            f"tokens is {str(tokens)!r} ({spelled.num_tokens} tokens) but the model has {outputs} "
+            "outputs: name the tokens that it was trained on"
+        )
+    return spelled
 
 
 def save_huggingface(
-    model: Model, path: str | Path, *, normalize: bool = False, tokens: str = "letters"
+    model: Model,
+    path: str | Path,
+    *,
+    normalize: bool = False,
+    tokens: str | Alphabet = "letters",
 ) -> None:
-    """Write a folder for Wav2Vec2ForPreTraining or Wav2Vec2ForCTC.from_pretrained, of a CTC model
-    for Wav2Vec2Processor.from_pretrained too; `normalize` and `tokens` as in data.*. Raises
-    ValueError where `path` exists, `tokens` has another size than the output layer, or Hugging Face
-    has no such model (quantized inputs, continuous targets)."""
+    """Write a folder for Wav2Vec2ForPreTraining, Wav2Vec2ForCTC or Wav2Vec2Model (from_pretrained),
+    for a CTC model of Wav2Vec2Processor; `normalize` as in data.*, `tokens` an alphabet or its
+    name. Raises ValueError where `path` exists, the alphabet has another size than
+    the output layer, or Hugging Face has no such model (quantized inputs, continuous targets)."""
     config = model.config
-    if not isinstance(model, Wav2Vec2ForCTC) and not config.quantize_targets:
+    if isinstance(model, Wav2Vec2ForPretraining) and not config.quantize_targets:
         raise ValueError(
             "quantize_targets is False but Hugging Face's pre-training model always has a "
             "quantizer: export to fairseq, or fine-tune first"
         )
     state = _their_state(model, "huggingface")
-    settings: dict[str, Any] = {"architectures": ["Wav2Vec2ForPreTraining"]}
-    settings |= their_settings(config, "huggingface")
+    encoder = isinstance(model, Wav2Vec2Model)
+    if encoder:
+        state = {name.removeprefix("wav2vec2."): tensor for name, tensor in state.items()}
+    name = "Wav2Vec2Model" if encoder else "Wav2Vec2ForPreTraining"
+    settings: dict[str, Any] = {"architectures": [name], **their_settings(config, "huggingface")}
     settings |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     settings |= {"final_dropout": 0.0, "ctc_zero_infinity": True}
     processing: dict[str, Any] = {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
@@ -78,27 +143,40 @@ def save_huggingface(
     processing["return_attention_mask"] = config.extractor_norm == "layer"
     files = {"config.json": settings, "preprocessor_config.json": processing}
     if isinstance(model, Wav2Vec2ForCTC):
-        ids, outputs = alphabet(tokens).ids, model.token_projection.out_features
-        if outputs != len(ids):
-            raise ValueError(
-                f"tokens is {tokens!r} ({len(ids)} tokens) but the model has {outputs} outputs: "
-                "name the tokens that it was trained on"
-            )
-        settings |= {"architectures": ["Wav2Vec2ForCTC"], "vocab_size": outputs}
+        spelled = _spelled(model, tokens)
+        settings |= {"architectures": ["Wav2Vec2ForCTC"], "vocab_size": spelled.num_tokens}
+        settings |= {"pad_token_id": spelled.blank}
         processing["processor_class"] = "Wav2Vec2Processor"
-        roles = "pad_token bos_token eos_token unk_token".split()
-        special = dict(zip(roles, SPECIAL, strict=True))
-        kind: dict[str, Any] = {"tokenizer_class": "Wav2Vec2CTCTokenizer"}
-        if tokens == "phones":
-            kind = {"tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer", "do_phonemize": False}
-        files |= {"vocab.json": ids, "special_tokens_map.json": special}
-        files["tokenizer_config.json"] = {**kind, **special}
+        special = special_tokens(spelled)
+        files |= {"vocab.json": vocabulary(spelled), "special_tokens_map.json": special}
+        files |= {"tokenizer_config.json": {**tokenizer_kind(spelled), **special}}
+        files |= {OURS: spelled.to_dict()}
     with replacing(Path(path), folder=True) as temporary:
         temporary.mkdir()
         for name, content in files.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (temporary / name).write_text(text, encoding="utf-8")
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+
+
+def special_tokens(spelled: Alphabet) -> dict[str, str | None]:
+    """The special tokens of Hugging Face's tokenizers; null where the alphabet has none."""
+    known = {spelled.tokens[i] for i in spelled.special}
+    wanted = {"bos_token": ("<s>",), "eos_token": ("</s>",), "unk_token": ("<unk>", "[UNK]")}
+    blank = spelled.tokens[spelled.blank]
+    named = {
+        role: next((name for name in names if name in known - {blank}), None)
+        for role, names in wanted.items()
+    }
+    return {"pad_token": blank, **named}
+
+
+def tokenizer_kind(spelled: Alphabet) -> dict[str, Any]:
+    """The class of the tokenizer and how it reads and writes texts."""
+    if spelled.units == "phones":
+        return {"tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer", "do_phonemize": False}
+    delimiter = None if spelled.delimiter is None else spelled.tokens[spelled.delimiter]
+    return {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": delimiter}
 
 
 def save_torchaudio(model: Model, path: str | Path) -> None:
@@ -117,7 +195,8 @@ def save_torchaudio(model: Model, path: str | Path) -> None:
 def _their_state(model: Model, library: Library) -> dict[str, Tensor]:
     """The model's weights as the library names and shapes them, on the CPU in fp32."""
     ctc, out, homeless = isinstance(model, Wav2Vec2ForCTC), {}, []
-    for name, tensor in model.state_dict().items():
+    prefix = "encoder." if isinstance(model, Wav2Vec2Model) else ""
+    for name, tensor in model.state_dict(prefix=prefix).items():
         theirs = their_name(name, library, model.config, ctc)
         if theirs is not None:
             shape = (1, -1, tensor.shape[-1]) if name.endswith("codebooks") else tensor.shape

@@ -20,8 +20,8 @@ class CTCOutput(NamedTuple):
 
 
 class Wav2Vec2ForCTC(nn.Module):
-    """Letters or phones from speech. Token 0 is the CTC blank. `freeze_feature_encoder` (a plain
-    attribute, True as in the paper) keeps the convolutions as they are."""
+    """Letters or phones from speech. `freeze_feature_encoder` (a plain attribute, True as in the
+    paper) keeps the convolutions as they are."""
 
     def __init__(self, config: Wav2Vec2Config, num_tokens: int) -> None:
         super().__init__()
@@ -55,10 +55,12 @@ class Wav2Vec2ForCTC(nn.Module):
         return CTCOutput(self.token_projection(features), num_frames)
 
 
-def ctc_loss(logits: Tensor, num_frames: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+def ctc_loss(
+    logits: Tensor, num_frames: Tensor, targets: Tensor, target_lengths: Tensor, blank: int = 0
+) -> Tensor:
     """CTC loss in fp32 summed over utterances, 0-d; 0 for one with more text than frames. logits
     (B, T, num_tokens); num_frames, target_lengths (B,); targets (B, L) padded, or end to end."""
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)
     return F.ctc_loss(
-        log_probs, targets, num_frames, target_lengths, reduction="sum", zero_infinity=True
+        log_probs, targets, num_frames, target_lengths, blank, reduction="sum", zero_infinity=True
     )

@@ -1,24 +1,23 @@
-"""Fine-tuning with CTC on letters or phones, from pre-trained or random weights (section 3.3)."""
+"""Fine-tuning with CTC on characters or phones, from any model or random weights (section 3.3)."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from w2v2dist import checkpoint
 from w2v2dist.config import ConfigError
-from w2v2dist.data.alphabet import Alphabet, alphabet
+from w2v2dist.data.alphabet import Alphabet
 from w2v2dist.data.batch import Rows, SpeechBatch, core, empty_waveform, encode_labels, pad
 from w2v2dist.data.batching import MicroBatch
 from w2v2dist.data.source import SpeechSource
 from w2v2dist.decode.greedy import greedy_text
-from w2v2dist.decode.scoring import error_counts
+from w2v2dist.decode.scoring import error_counts, error_rates
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC
 from w2v2dist.model.ctc import ctc_loss
 from w2v2dist.model.masking import channel_mask, span_mask
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
+from w2v2dist.tasks.pretrained import load_pretrained
 from w2v2dist.tasks.speech import SpeechTask, dropped_layers, empty_core
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.task import Reading, Record
@@ -31,10 +30,14 @@ class FinetuneConfig(TrainingConfig):
     """Everything about a fine-tuning run."""
 
     task: Literal["finetune"] = "finetune"
-    # Run folder (its best checkpoint) or step folder to start from; null: random weights
+    # The model to start from, whatever head it has: a run folder (its best checkpoint), a step
+    # folder, one of Hugging Face, an id of its hub, a .pt of fairseq; null: random weights
     pretrained: str | None = None
     freeze_steps: int = 10_000  # only the output layer is trained before
     freeze_feature_encoder: bool = True
+    # What chooses the best checkpoint: valid/wer where the alphabet has words, valid/per for
+    # phones, else valid/cer
+    best_metric: Literal["auto", "valid/wer", "valid/cer", "valid/per"] = "auto"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,7 +68,7 @@ class FinetuneCollate:
             return FinetuneBatch(
                 **empty_core(rows),
                 waveforms=empty_waveform(self.seed, EMPTY_SAMPLES),
-                targets=torch.tensor([5]),
+                targets=torch.tensor([int(self.alphabet.blank == 0)]),  # any but the blank
                 target_lengths=torch.tensor([1]),
                 texts=[""],
             )
@@ -98,12 +101,11 @@ class FinetuneCollate:
         return mask, channels
 
 
-def finetune_source(config: FinetuneConfig) -> SpeechSource:
+def finetune_source(config: FinetuneConfig, alphabet: Alphabet) -> SpeechSource:
     """Whole utterances of data.train with their labels, and their masks."""
-    tokens = alphabet(config.data.tokens)
 
     def collate(seed: int, train: bool) -> FinetuneCollate:
-        return FinetuneCollate(config.model, tokens, seed, train)
+        return FinetuneCollate(config.model, alphabet, seed, train)
 
     return SpeechSource(config.data, config.seed, collate, crop=False, with_labels=True)
 
@@ -111,21 +113,25 @@ def finetune_source(config: FinetuneConfig) -> SpeechSource:
 class FinetuneTask(SpeechTask):
     """The CTC model, its data, losses and metrics."""
 
-    best_metric = "valid/wer"
-
-    def __init__(self, config: FinetuneConfig, *, skip_pretrained: bool = False) -> None:
-        self.config = config
-        self.alphabet = alphabet(config.data.tokens)
+    def __init__(
+        self, config: FinetuneConfig, alphabet: Alphabet, *, skip_pretrained: bool = False
+    ) -> None:
+        self.config, self.alphabet = config, alphabet
+        self.best_metric = _best_metric(config.best_metric, alphabet)
+        self.records = {"alphabet": alphabet.to_dict()}
         torch.manual_seed(keyed_seed(config.seed, "init"))
-        self.model = Wav2Vec2ForCTC(config.model, self.alphabet.num_tokens)
+        self.model = Wav2Vec2ForCTC(config.model, alphabet.num_tokens)
         self.model.freeze_feature_encoder = config.freeze_feature_encoder
+        self.notes = [f"data.tokens={config.data.tokens}: {alphabet}, best by {self.best_metric}"]
         if config.pretrained and not skip_pretrained:
-            load_pretrained(self.model, config.pretrained, config.data.tokens)
+            self.notes += load_pretrained(
+                self.model, config.pretrained, alphabet, config.data.normalize
+            )
         super().__init__(config, self.model)
 
     def source(self) -> SpeechSource:
         """Whole utterances of data.train with their labels."""
-        return finetune_source(self.config)
+        return finetune_source(self.config, self.alphabet)
 
     def losses(self, engine: Any, batch: FinetuneBatch, step: int, seed: int) -> dict[str, Tensor]:
         """CTC loss summed over utterances (nats); without gradients also errors (greedy)."""
@@ -137,8 +143,9 @@ class FinetuneTask(SpeechTask):
             dropped_layers(self.config.model, seed, step, batch.slot),
             freeze_transformer=0 < step <= self.config.freeze_steps,
         )
+        labels, blank = (batch.targets, batch.target_lengths), self.alphabet.blank
         sums = {
-            "loss": ctc_loss(out.logits, out.num_frames, batch.targets, batch.target_lengths),
+            "loss": ctc_loss(out.logits, out.num_frames, *labels, blank),
             "num_utterances": torch.tensor(batch.num_targets, device=out.logits.device),
         }
         if not torch.is_grad_enabled():
@@ -155,8 +162,7 @@ class FinetuneTask(SpeechTask):
                 raise ConfigError(
                     "no utterance of data.valid has a usable label: give it transcribed shards"
                 )
-            out["wer"] = sums["word_errors"] / max(sums["num_words"], 1.0)
-            out["cer"] = sums["letter_errors"] / max(sums["num_letters"], 1.0)
+            out |= error_rates(sums, self.alphabet.error_rates)
         return {**out, "num_utterances": sums["num_utterances"]}
 
     def schedule_metrics(self, step: int) -> dict[str, float]:
@@ -168,25 +174,12 @@ class FinetuneTask(SpeechTask):
         return []
 
 
-def load_pretrained(model: Wav2Vec2ForCTC, source: str, tokens: str) -> None:
-    """Copy the weights of a run folder (its best checkpoint, else its latest) or step folder into
-    `model`: the encoder, and of a fine-tuning on the same tokens the output layer. Raises
-    ConfigError where the source is not there or another library's, CheckpointError where its model
-    is another."""
-    path = Path(source)
-    if not path.exists():
+def _best_metric(named: str, alphabet: Alphabet) -> str:
+    """The metric that chooses the best checkpoint. Raises ConfigError for one that is not there."""
+    known = [f"valid/{name}" for name in alphabet.error_rates]
+    if named not in ("auto", *known):
         raise ConfigError(
-            f"pretrained is {source!r}, which does not exist: give the run folder of a "
-            "pre-training, or pretrained=null to train from random weights"
+            f"best_metric is {named!r} but on this alphabet there is {' and '.join(known)}: "
+            "choose one of them, or best_metric=auto"
         )
-    if path.is_file() or (path / "config.json").exists():
-        raise ConfigError(
-            f"pretrained is {source!r}, which is no run folder: if it is of fairseq or Hugging "
-            f"Face, run `w2v2dist import {source} --output DIR` and give DIR"
-        )
-    folder = checkpoint.find(path, None)
-    saved = checkpoint.read_meta(folder)["config"]
-    continued = saved["task"] == "finetune" and saved["data"]["tokens"] == tokens
-    prefix = "" if continued else "encoder."
-    values = {k: v for k, v in checkpoint.read_parameters(folder).items() if k.startswith(prefix)}
-    checkpoint.load_into(model, values, str(folder), prefix)
+    return known[0] if named == "auto" else named

@@ -4,6 +4,7 @@ LayerDrop is drawn here, outside the model: the same layers in every slot, so th
 save time and none waits for another's layers (a deadlock under ZeRO 3).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,9 @@ from w2v2dist.training.task import Group, Update
 
 class SpeechTask:
     """The part of a `Task` that does not depend on what is learned."""
+
+    records: Mapping[str, Any] = {}
+    notes: Sequence[str] = ()
 
     def __init__(self, config: TrainingConfig, model: nn.Module) -> None:
         self._training = config

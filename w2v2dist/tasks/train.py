@@ -29,11 +29,13 @@ def read_config(path: str, overrides: list[str]) -> Any:
 
 
 def open_source(config: Any) -> "SpeechSource":
-    """The data of a configuration, without its model."""
+    """The data of a configuration, without its model, to see what is drawn."""
+    from w2v2dist.data.alphabet import alphabet
     from w2v2dist.tasks import finetune, pretrain
 
-    pretrains = config.task == "pretrain"
-    return pretrain.pretrain_source(config) if pretrains else finetune.finetune_source(config)
+    if config.task == "pretrain":
+        return pretrain.pretrain_source(config)
+    return finetune.finetune_source(config, alphabet("letters"))  # what is drawn depends on none
 
 
 def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outcome":
@@ -41,6 +43,7 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
     from w2v2dist.checkpoint import candidates
     from w2v2dist.runtime.distributed import World
     from w2v2dist.tasks import finetune, pretrain
+    from w2v2dist.tasks.alphabet import agreed_alphabet
     from w2v2dist.training.loop import fit
     from w2v2dist.training.task import Task
 
@@ -49,11 +52,12 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
     # A run that has saved needs its pre-trained model no more
     resumes = bool(candidates(Path(config.run_dir) / "checkpoints"))
     task: Task
-    if config.task == "pretrain":
-        task = pretrain.PretrainTask(config)
-    else:
-        task = finetune.FinetuneTask(config, skip_pretrained=resumes)
     try:
+        if config.task == "pretrain":
+            task = pretrain.PretrainTask(config)
+        else:
+            tokens = agreed_alphabet(config, world)
+            task = finetune.FinetuneTask(config, tokens, skip_pretrained=resumes)
         outcome = fit(config, task, world, flag)
     except ValueError:  # all ranks have it; a group left open can end a process with abort()
         world.close()

@@ -9,6 +9,8 @@ from w2v2dist.config import ConfigError
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.training.run_folder import Run
 
+NUMBER = re.compile(r"(?<![\w+'])\d+(?![\w'])")  # an amount, not a symbol or its code
+
 
 class BadSamples:
     """The keys of the samples that could not be used so far, the same on all processes."""
@@ -59,7 +61,7 @@ def most_frequent_fault(run_dir: Path) -> str:
     """Why most utterances were skipped and in which shard most of them lie, with their numbers."""
     logs = sorted((run_dir / "logs").glob("skipped-*.jsonl"))
     skipped = {r["key"]: r for log in logs for r in read_jsonl(log)}.values()
-    said = {"the most frequent reason": Counter(re.sub(r"\d+", "…", r["reason"]) for r in skipped)}
+    said = {"the most frequent reason": Counter(NUMBER.sub("…", r["reason"]) for r in skipped)}
     said["the worst shard"] = Counter(Path(r["shard"]).name for r in skipped if "shard" in r)
     tops = [(what, *counts.most_common(1)[0]) for what, counts in said.items() if counts]
     return ", ".join(f"{what} is {top!r} ({count} of {len(skipped)})" for what, top, count in tops)

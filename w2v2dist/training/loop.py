@@ -69,7 +69,7 @@ def fit(config: TrainingConfig, task: Task, world: World, flag: PreemptionFlag) 
         torch.set_num_threads(config.loop.num_threads)
     source = task.source()
     _check(source, world)
-    with opened(config, source.fingerprint, world) as run:
+    with opened(config, source.fingerprint, task.records, world) as run:
         training = _Training(run, task, source, flag)
         with contextlib.closing(training.checkpointer):
             while isinstance(ended := _train(training), dict):  # go on from where it leads to
@@ -96,6 +96,8 @@ def _train(t: _Training) -> Outcome | Rollback:
     """Go on after the newest checkpoint, to the end or to what ends it before."""
     done, last = t.checkpointer.resume(), t.run.config.loop.max_steps
     t.run.watchdog.progress()
+    for note in () if done else t.task.notes:
+        t.run.logger.event("note", step=done, text=note)
     t.alarms.resumed(done)
     t.metrics.start(done)
     if done and t.validation.owed == done:

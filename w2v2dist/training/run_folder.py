@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Run:
 
     config: Any  # a TrainingConfig
     fingerprint: str  # of its data
+    records: Mapping[str, Any]  # of its task
     world: World
     logger: RunLogger
     watchdog: Watchdog
@@ -89,7 +90,8 @@ class Run:
     def meta(self) -> dict[str, Any]:
         """What every checkpoint says of its run."""
         config = to_dict(self.config)
-        return {"version": __version__, "index_fingerprint": self.fingerprint, "config": config}
+        known = {"version": __version__, "index_fingerprint": self.fingerprint, "config": config}
+        return {**known, **self.records}
 
     def check(self, folder: Path, meta: dict[str, Any]) -> None:
         """Raise ConfigError where a checkpoint is of other data or another run's configuration."""
@@ -99,6 +101,12 @@ class Run:
                 f"but data.train has {self.fingerprint}: use the same shards, or another "
                 "run_dir for a new run"
             )
+        for name, record in self.records.items():  # an older version wrote none
+            if meta.get(name, record) != record:
+                raise ConfigError(
+                    f"{folder} was trained with another {name} than {self.path / name}.json: move "
+                    "it out of run_dir, or continue the run that it belongs to"
+                )
         if lines := refused_changes(self.config, meta["config"]):
             raise ConfigError(
                 f"{folder} is a checkpoint of another configuration:\n{lines}\nmove it out of "
@@ -107,20 +115,22 @@ class Run:
 
 
 @contextlib.contextmanager
-def opened(config: Any, fingerprint: str, world: World) -> Iterator[Run]:
+def opened(
+    config: Any, fingerprint: str, records: Mapping[str, Any], world: World
+) -> Iterator[Run]:
     """The run folder, held for this job; collective. Raises InUseError or ConfigError."""
     run_dir = Path(config.run_dir)
     with contextlib.ExitStack() as stack:
         if world.is_main:
             stack.enter_context(locked(run_dir))
-            prepare_run_folder(config, fingerprint)
+            prepare_run_folder(config, fingerprint, records)
         world.barrier()
         logger = RunLogger(run_dir, enabled=world.is_main)
         stack.callback(logger.close)
         stacks = run_dir / "logs" / f"stacks-{world.rank:05d}.txt"
         watchdog = Watchdog(stacks, config.loop.stall_timeout_s)
         stack.callback(watchdog.close)
-        yield Run(config, fingerprint, world, logger, watchdog)
+        yield Run(config, fingerprint, records, world, logger, watchdog)
 
 
 def refused_changes(config: Any, old: dict[str, Any]) -> str:
@@ -133,8 +143,8 @@ def refused_changes(config: Any, old: dict[str, Any]) -> str:
     return "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
 
 
-def prepare_run_folder(config: Any, fingerprint: str) -> None:
-    """Write config.yaml and environment.json; refuse a changed configuration of an old run."""
+def prepare_run_folder(config: Any, fingerprint: str, records: Mapping[str, Any]) -> None:
+    """Write config.yaml, environment.json and the records; refuse what an old run has otherwise."""
     run_dir = Path(config.run_dir)
     resolved = run_dir / "config.yaml"
     if resolved.exists() and (lines := refused_changes(config, read_yaml(resolved))):
@@ -143,10 +153,18 @@ def prepare_run_folder(config: Any, fingerprint: str) -> None:
             "for a new run, or the old values to continue this one (docs/resume.md lists the keys "
             "that may change)"
         )
+    for name, record in records.items():
+        path = run_dir / f"{name}.json"
+        if path.exists() and _read_json(path) != record:
+            raise ConfigError(
+                f"{run_dir} is a run with another {name} ({path}) than this configuration's: use "
+                f"another run_dir for a new run, or the old {name} to continue this one"
+            )
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / ".config.yaml.tmp"
-    temporary.write_text(to_yaml(config), encoding="utf-8")
-    temporary.replace(resolved)
+    for name, record in records.items():
+        text = json.dumps(record, ensure_ascii=False, indent=1)
+        _replace(run_dir / f"{name}.json", text)
+    _replace(resolved, to_yaml(config))
     environment = {
         "w2v2dist": __version__,
         "torch": torch.__version__,
@@ -156,6 +174,22 @@ def prepare_run_folder(config: Any, fingerprint: str) -> None:
         "index_fingerprint": fingerprint,
     }
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): remove it, and it is written again"
+        ) from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once: it is whole, or as it was."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def starts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

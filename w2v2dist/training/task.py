@@ -1,6 +1,6 @@
 """What differs between trainings: the protocol that the loop and its parts know a task by."""
 
-from collections.abc import Generator, Iterable, Mapping, Sized
+from collections.abc import Generator, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,6 +70,15 @@ class Task(Protocol):
     @property
     def best_metric(self) -> str:
         """The validation metric that chooses the best checkpoint; lower is better."""
+
+    @property
+    def records(self) -> Mapping[str, Any]:
+        """What its weights mean nothing without, by name, as JSON holds it: each is NAME.json in
+        the run folder and part of every checkpoint's meta, and may not change."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a person should know of how it was made; said when the run starts."""
 
     def check(self, world_size: int) -> None:
         """Raise ConfigError where so many processes cannot train it."""

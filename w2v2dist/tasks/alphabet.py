@@ -1,0 +1,48 @@
+"""The alphabet of a fine-tuning: the one that `data.tokens` names, or that its run began with."""
+
+from pathlib import Path
+
+from w2v2dist.config import ConfigError
+from w2v2dist.data.alphabet import Alphabet, alphabet
+from w2v2dist.data.alphabet_file import OURS, read_alphabet
+from w2v2dist.data.source import open_index
+from w2v2dist.data.texts import count_symbols, read_labels
+from w2v2dist.runtime.distributed import World
+from w2v2dist.tasks.finetune import FinetuneConfig
+
+NAMED = ("letters", "phones")
+
+
+def agreed_alphabet(config: FinetuneConfig, world: World) -> Alphabet:
+    """`training_alphabet` of rank 0, which alone reads; collective. Raises ConfigError in all."""
+    found: Alphabet | None = None
+    problem = ""
+    if world.is_main:
+        try:
+            found = training_alphabet(config)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    found, problem = world.gather((found, problem))[0]
+    if found is None:
+        raise ConfigError(problem)
+    return found
+
+
+def training_alphabet(config: FinetuneConfig) -> Alphabet:
+    """The alphabet of `data.tokens`. One made of texts, or of a file that is gone, is read from the
+    run folder once the run has it. Raises ValueError, OSError."""
+    data, kept = config.data, Path(config.run_dir) / OURS
+    path = Path(data.tokens)
+    if data.tokens in NAMED:
+        return alphabet(data.tokens, data.text)
+    if data.tokens != "auto" and path.exists():
+        return read_alphabet(path, data.units, data.text).check()
+    if kept.exists():
+        return read_alphabet(kept)
+    if data.tokens != "auto":
+        raise ConfigError(
+            f"data.tokens is {data.tokens!r}, which does not exist: give letters, phones, auto (of "
+            "the training's texts) or a file (`w2v2dist alphabet SHARDS --output FILE` makes one)"
+        )
+    index = open_index(data.train, "data.train")
+    return count_symbols(read_labels(index, data.units), data.units, data.text).alphabet().check()
