@@ -1,7 +1,7 @@
 """Build WebDataset shards of 16 kHz mono FLAC from folders of recordings.
 
     python shards/build.py --input LibriSpeech/train-clean-100 --output data/train --workers 8
-    python shards/build.py --input my_recordings --output data/mine --clean-text
+    python shards/build.py --input my_recordings --output data/mine
 
 After an interruption run it again with the same arguments: it makes only what is missing.
 """
@@ -76,7 +76,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-bad-samples", type=int, default=100,
         help="stop when more recordings or texts cannot be used (default 100)")  # fmt: skip
     add("--clean-text", action="store_true",
-        help="texts to upper case, without accents and punctuation")  # fmt: skip
+        help="English: texts to upper case, without accents and punctuation. Not needed: a "
+             "training normalises texts (data.text); in other languages it harms")  # fmt: skip
     args = parser.parse_args(argv)
     args.name = args.name or args.output.resolve().name
     if args.shard_mb <= 0 or args.workers < 1 or args.max_bad_samples < 0:

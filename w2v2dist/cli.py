@@ -12,10 +12,10 @@ from w2v2dist import __version__
 # group -> command -> its module, and its line in the overview
 COMMANDS = {
     "prepare": {
-        "alphabet": ("reporting.alphabet", "the symbols of texts, and the alphabet they need"),
+        "alphabet": ("reporting.alphabet", "the symbols of texts, and the alphabet that they need"),
         "import": (
             "interop.import_",
-            "make a run folder from any model: fairseq, Hugging Face, a hub",
+            "make a run folder of another library's model",
         ),
         "paper": ("reporting.paper", "list how a configuration deviates from the paper, and why"),
     },

@@ -71,7 +71,10 @@ def test_overrides_stand_anywhere(argv: str) -> None:
     ("argv", "message"),
     [
         ("", "the following arguments are required: COMMAND"),
-        ("trian a.yaml", "invalid choice: 'trian' (choose from 'import', 'paper', 'train'"),
+        (
+            "trian a.yaml",
+            "invalid choice: 'trian' (choose from 'alphabet', 'import', 'paper', 'train'",
+        ),
         ("train", "the following arguments are required: config"),
         (
             "train a.yaml --max-steps 3",

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchaudio
 
 from w2v2dist.config import flatten, read_yaml, to_dict
+from w2v2dist.interop.names import their_name
+from w2v2dist.model import Wav2Vec2ForCTC, Wav2Vec2ForPretraining
 from w2v2dist.reporting.paper import references, show
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -49,7 +53,9 @@ def test_file_is_valid_and_states_its_source(path: Path) -> None:
     comment = re.match(r"(# .*\n)+", path.read_text())
     assert comment is not None
     assert re.search(r"\b(P|F|A20)\b", comment[0])
-    if values["task"] == "finetune" and values["pretrained"] is not None:
+    if path.stem.startswith("own_language"):
+        assert values["pretrained"].startswith("facebook/wav2vec2-xls-r-")  # of the hub
+    elif values["task"] == "finetune" and values["pretrained"] is not None:
         assert (CONFIGS / values["pretrained"].replace("runs/", "")).with_suffix(".yaml").exists()
 
 
@@ -273,3 +279,30 @@ def test_differences_are_the_sources(paper_path: Path) -> None:
     # elsewhere the two columns of LARGE LV-60k agree
     others = [row for row in rows if not row[0].startswith(("peak lr", "max samples"))]
     assert all(row[-1] == "same" or numbers(row[-1]) == numbers(row[-2]) for row in others)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "millions"),
+    [
+        ("own_language", "300m", 317),
+        ("own_language_1b", "1b", 965),
+        ("own_language_2b", "2b", 2162),
+    ],
+)
+def test_xlsr_has_the_published_geometry(name: str, size: str, millions: int) -> None:
+    """Every weight's shape against torchaudio's own XLS-R, on the meta device; the parameters of the
+    pre-trained model are the paper's (Babu et al., 2021). MMS has the first two."""
+    from w2v2dist.tasks.train import read_config
+
+    config = read_config(str(CONFIGS / f"finetune/{name}.yaml"), [])
+    with torch.device("meta"):
+        ours = Wav2Vec2ForCTC(config.model, 32).state_dict()
+        theirs = getattr(torchaudio.models, f"wav2vec2_xlsr_{size}")(aux_num_out=32).state_dict()
+        pretrained = Wav2Vec2ForPretraining(config.model)
+    named = {
+        their_name(n, "torchaudio", config.model, True): tuple(t.shape) for n, t in ours.items()
+    }
+    assert named.pop(None) == (config.model.embed_dim,)  # the mask embedding
+    assert named == {n: tuple(t.shape) for n, t in theirs.items()}
+    assert sum(p.numel() for p in pretrained.parameters()) // 10**6 == millions
+    assert config.data.normalize  # as all that have layer norm in the feature encoder

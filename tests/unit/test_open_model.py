@@ -194,7 +194,7 @@ def test_a_wrong_vocabulary(tmp_path: Path) -> None:
     ):
         (tmp_path / "hf" / "vocab.json").write_text(json.dumps(content))
         (tmp_path / "hf" / "tokenizer_config.json").unlink(missing_ok=True)
-        with pytest.raises(ValueError, match="cannot be used|another model's") as error:
+        with pytest.raises(ValueError, match=r"cannot be used|another model's") as error:
             open_model(tmp_path / "hf")
         assert problem in str(error.value)
     (tmp_path / "hf" / "vocab.json").write_text('{"<pad>": 0, "a": 1, "a": 2}')

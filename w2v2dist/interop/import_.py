@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from w2v2dist import __version__, checkpoint
 from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
 from w2v2dist.data.alphabet import Alphabet, alphabet
 from w2v2dist.data.alphabet_file import OURS, read_alphabet
 from w2v2dist.data.config import DataConfig
-from w2v2dist.interop.foreign import KINDS
+from w2v2dist.interop.foreign import KINDS, ForeignCheckpoint
 from w2v2dist.interop.open import MODEL, read_foreign
 from w2v2dist.interop.save import replacing
 from w2v2dist.model import Wav2Vec2Config
@@ -58,8 +59,7 @@ def run(args: argparse.Namespace) -> None:
     given = read_yaml(args.config) if args.config else {}
     # The file may be a training's; a key that nearly is one of ours is a mistake in it
     ours = {k: v for k, v in given.items() if difflib.get_close_matches(str(k), ("model", "data"))}
-    checked = from_dict(Given, ours)
-    stated = given.get("data") or {}
+    checked, stated = from_dict(Given, ours), given.get("data") or {}
     model = foreign.model(checked.model if given.get("model") else None, args.task)
     normalize = checked.data.normalize if "normalize" in stated else foreign.normalize
     if normalize is None:
@@ -68,48 +68,62 @@ def run(args: argparse.Namespace) -> None:
             "say so with --config, a YAML file with `data: {normalize: true}` (as models with "
             "layer norm in the feature encoder have it) or false"
         )
-    kind = foreign.kind
-    spelled = _stated(checked.data) if "tokens" in stated else foreign.alphabet
-    if kind == "ctc":
-        outputs = len(foreign.state["token_projection.weight"])
-        if spelled is None or spelled.num_tokens != outputs:
-            has = "is on an alphabet that is not known" if spelled is None else "does not fit it"
-            raise ConfigError(
-                f"{source} has {outputs} outputs and {has}: put its vocab.json (fairseq: "
-                "dict.ltr.txt) beside it, or name it with --config, a YAML file with "
-                "`data: {tokens: FILE}` (or letters, or phones)"
-            )
-    data: dict[str, Any] = {"normalize": normalize}
-    data["tokens"] = checked.data.tokens if "tokens" in stated else "letters"
-    records: dict[str, Any] = {}
-    if kind == "ctc" and spelled is not None:
-        records["alphabet"] = spelled.to_dict()
-        if "tokens" not in stated:
-            data["tokens"] = _name(spelled) or str(Path(output) / OURS)
+    spelled = _alphabet(foreign, checked.data if "tokens" in stated else None)
+    tokens = "letters" if spelled is None else _name(spelled) or str(Path(output) / OURS)
     values = {
-        "task": "finetune" if kind == "ctc" else "pretrain",
+        "task": "finetune" if foreign.kind == "ctc" else "pretrain",
         "run_dir": output,
         "model": to_dict(model.config),
-        "data": data,
+        "data": {"normalize": normalize, "tokens": tokens},
     }
-    meta = {"version": __version__, "imported_from": source, "kind": kind, **records}
-    with replacing(Path(output), folder=True) as temporary:
-        temporary.mkdir()
-        text = yaml.safe_dump(values, sort_keys=False)
-        (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        for name, record in records.items():
-            text = json.dumps(record, ensure_ascii=False, indent=1)
-            (temporary / f"{name}.json").write_text(text, encoding="utf-8")
-        (temporary / "checkpoints").mkdir()
-        state = model.state_dict()
-        if kind == "encoder":
-            state = {name.removeprefix("encoder."): value for name, value in state.items()}
-        checkpoint.write_parameters(temporary / "checkpoints", state, {**meta, "config": values})
+    meta = {"version": __version__, "imported_from": source, "kind": foreign.kind}
+    _write(Path(output), values, meta, spelled, model.state_dict())
     for note in foreign.notes:
         console.print(f"note: {note}")
+    kind = foreign.kind if spelled is None else f"{foreign.kind}: {spelled}"
     console.print(
-        f"wrote {output} ({kind}{'' if spelled is None else f': {spelled}'}): fine-tune it with "
-        f"pretrained={output} data.normalize={str(normalize).lower()}"
+        f"wrote {output} ({kind}): fine-tune it with pretrained={output} "
+        f"data.normalize={str(normalize).lower()}"
+    )
+
+
+def _write(
+    output: Path,
+    values: dict[str, Any],
+    meta: dict[str, Any],
+    spelled: Alphabet | None,
+    weights: dict[str, Tensor],
+) -> None:
+    """The run folder, at once."""
+    with replacing(output, folder=True) as temporary:
+        temporary.mkdir()
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        (temporary / "config.yaml").write_text(text, encoding="utf-8")
+        meta = {**meta, "config": values}
+        if spelled is not None:
+            meta["alphabet"] = spelled.to_dict()
+            text = json.dumps(meta["alphabet"], ensure_ascii=False, indent=1)
+            (temporary / OURS).write_text(text, encoding="utf-8")
+        (temporary / "checkpoints").mkdir()
+        checkpoint.write_parameters(temporary / "checkpoints", weights, meta)
+
+
+def _alphabet(foreign: ForeignCheckpoint, data: DataConfig | None) -> Alphabet | None:
+    """The alphabet of a CTC model: the one that `data` names, else its own. Raises ConfigError
+    where there is none, or it is of another size."""
+    if foreign.kind != "ctc":
+        return None
+    spelled = foreign.alphabet if data is None else _stated(data)
+    outputs = len(foreign.state["token_projection.weight"])
+    if spelled is not None and spelled.num_tokens == outputs:
+        return spelled
+    what = "is on an alphabet that is not known"
+    if spelled is not None:
+        what = f"the alphabet {spelled.num_tokens} symbols"
+    raise ConfigError(
+        f"{foreign.source} has {outputs} outputs and {what}: put its vocab.json (fairseq: "
+        "dict.ltr.txt) beside it, or name it with --config, a YAML file with "
+        "`data: {tokens: FILE}` (or letters, or phones)"
     )
 
 

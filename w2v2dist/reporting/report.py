@@ -58,6 +58,11 @@ class Run:
         return self.config.get("task") != "finetune"
 
     @property
+    def error_rates(self) -> list[str]:
+        """Those that its validation has."""
+        return [rate for rate in ERRORS if self.series(f"valid/{rate}")[1]]
+
+    @property
     def chance_bits(self) -> float:
         """Contrastive loss of a model that guesses: log2(1 + distractors), 6.658 bits for 100."""
         return math.log2(1 + int(self.config.get("model.num_distractors", 100)))
@@ -84,9 +89,10 @@ PRETRAIN = {
     "gradient norm": {"grad_norm": ""},
     "speed (× real time)": {"speed": ""},
 }
+ERRORS = {"wer": "word", "cer": "letter", "per": "phone"}  # rates, and what they count
 FINETUNE = {
     "CTC loss (nats per utterance)": {"loss": "train", "valid/loss": "valid"},
-    "validation errors (%)": {"valid/wer": "words", "valid/cer": "letters"},
+    "validation errors (%)": {f"valid/{rate}": f"{unit}s" for rate, unit in ERRORS.items()},
     "learning rate": {"lr": ""},
     "gradient norm": {"grad_norm": ""},
 }
@@ -96,7 +102,7 @@ def write_report(run_dirs: list[Path], output: Path, notes: dict[str, str] | Non
     """Write the page for `run_dirs` to `output`, return it; `notes` (name: text) stand at its top.
     Raises ValueError where a folder is not a run."""
     runs = [read_run(Path(folder)) for folder in run_dirs]
-    finetunings = [run for run in runs if not run.is_pretraining and run.series("valid/wer")[1]]
+    finetunings = [run for run in runs if not run.is_pretraining and run.error_rates]
     parts = [f"<h1>{html.escape(' · '.join(run.name for run in runs))}</h1>"]
     for note in (notes or {}).items():
         parts.append("<p><b>{}</b> {}</p>".format(*map(html.escape, note)))
@@ -161,8 +167,8 @@ def _numbers(run: Run) -> dict[str, str]:
         ]
     else:
         rows = [
-            ("best word errors on validation", "valid/wer", "{:.1%}"),
-            ("best letter errors on validation", "valid/cer", "{:.1%}"),
+            (f"best {unit} errors on validation", f"valid/{rate}", "{:.1%}")
+            for rate, unit in ERRORS.items()
         ]
     for label, key, form in rows:
         if values := run.series(key)[1]:
@@ -217,11 +223,13 @@ def _curves(run: Run) -> Figure | None:
 
 def _comparison(runs: list[Run]) -> Figure:
     """Validation errors of several fine-tunings."""
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    for number, (key, name) in enumerate({"valid/wer": "word", "valid/cer": "letter"}.items(), 1):
-        axes = _axes(figure, 1, 2, number, f"{name} errors on validation (%)")
+    rates = [rate for rate in ERRORS if any(rate in run.error_rates for run in runs)]
+    figure = Figure(figsize=(5 * len(rates), 3), layout="constrained")
+    for number, rate in enumerate(rates, 1):
+        title = f"{ERRORS[rate]} errors on validation (%)"
+        axes = _axes(figure, 1, len(rates), number, title)
         for colour, run in zip(COLOURS * len(runs), runs, strict=False):
-            _draw(axes, run, key, colour, run.name)
+            _draw(axes, run, f"valid/{rate}", colour, run.name)
         axes.legend(fontsize=8, frameon=False)
     return figure
 

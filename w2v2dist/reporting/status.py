@@ -16,7 +16,10 @@ from w2v2dist.training.schedules import LoopConfig
 
 Record = dict[str, Any]
 RECENT = 10  # logged intervals that speeds are averaged over
-METRICS = "loss contrastive_loss accuracy code_perplexity valid/contrastive_loss valid/wer".split()
+METRICS = (
+    "loss contrastive_loss accuracy code_perplexity valid/contrastive_loss valid/wer valid/per "
+    "valid/cer"
+).split()
 
 
 def read_status(run_dir: str | Path) -> dict[str, Any]:
