@@ -138,6 +138,11 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     elif origin is dict:
         rule = "a mapping"
         if isinstance(value, dict):
+            if words := [k for k in value if isinstance(k, bool) or k is None]:
+                raise ConfigError(
+                    f"{key} has the key {words[0]}, as YAML reads a word (yes, no, on, off, null): "
+                    "put it into quotes"
+                )
             return {str(k): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
     elif hint not in (int, float, str):
         if hint is Any or isinstance(value, hint):

@@ -20,6 +20,8 @@ from w2v2dist.cli import main
 from w2v2dist.data.alphabet import alphabet
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.reader import ShardReader
+from w2v2dist.data.text import TextConfig
+from w2v2dist.data.texts import count_symbols
 from w2v2dist.decode.evaluate import evaluate
 from w2v2dist.interop import open_model
 from w2v2dist.runtime.logging import read_jsonl
@@ -82,7 +84,7 @@ def test_an_alphabet_made_of_texts_travels(
     train(config, 1)
     assert losses(run) == pytest.approx(whole, rel=2e-5)
     assert event(run, "resumed")["step"] == 3
-    # another alphabet for the same run is refused, named and made of a file
+    # another alphabet for the same run is refused
     (tmp_path / "other.txt").write_text("|\nа\nб\n")
     assert "data.tokens: 'auto' -> 'letters'" in fail(config, "data.tokens=letters")
     (run / "alphabet.json").write_text(json.dumps(alphabet("letters").to_dict()))
@@ -126,10 +128,26 @@ def test_an_alphabet_made_of_texts_travels(
     assert "set model.num_layers=3 model.norm_first=false" in message
 
 
+def test_texts_that_were_corrected_before_the_first_checkpoint(tmp_path: Path) -> None:
+    """The alphabet of `auto` is that of the texts until something depends on it."""
+    words = dict(zip(WORDS, SPELLED["russian"], strict=True))
+    right = spoken(tmp_path / "right", words)
+    data = {"tokens": "auto", "max_bad_samples": 0, "valid": None}
+    config = write_config(tmp_path, "finetune", right, data=data, loop={"max_steps": 1})
+    run = tmp_path / "run"
+    run.mkdir()
+    stale = count_symbols(["one two"], "characters", TextConfig()).alphabet()
+    (run / "alphabet.json").write_text(json.dumps(stale.to_dict()))
+    train(config, 1)
+    assert {*open_model(run).alphabet.symbols} == {"|", *"".join(SPELLED["russian"])}  # type: ignore[union-attr]
+    message = fail(config, "data.units=phones", "data.tokens=letters", f"run_dir={tmp_path / 'x'}")
+    assert "data.units is phones but data.tokens letters" in message
+
+
 def test_scripts_without_blanks_are_judged_by_characters(tmp_path: Path) -> None:
     words = dict(zip(WORDS, SPELLED["chinese"], strict=True))
     shards = spoken(tmp_path / "zh", words, "", "。 12")
-    data: dict[str, Any] = {"tokens": "auto", "text": {"replace": {"12": "一二", "一": "壹"}}}
+    data: dict[str, Any] = {"tokens": "auto", "text": {"replace": {"12": "壹二", "一": "壹"}}}
     loop = {"max_steps": 3, "validate_every": 3}
     config = write_config(tmp_path, "finetune", shards, data=data, loop=loop)
     output = train(config, 1)
@@ -218,14 +236,20 @@ def test_the_symbols_of_shards_are_shown(
     output = tmp_path / "ru.txt"
     assert main(["alphabet", str(shards), "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert "a digit: spell numbers as they are spoken" in shown
-    assert "Latin among Cyrillic: looks like another" in shown
+    assert "a number: spell it as it is spoken" in shown
+    assert "Latin among Cyrillic letters" in shown
     assert "40 of 40 utterances have a text" in shown
     assert "2 may be mistakes or are rare: 5 k" in " ".join(shown.split())
+    replaced = ["--replace", "5= пять ", "--replace", "k=к"]
+    assert main(["alphabet", str(shards), *replaced]) == 0
+    assert "a number" not in capsys.readouterr().out
     symbols = output.read_text().split()
     assert {*symbols} == {"|", "5", "k", *"".join(SPELLED["russian"])}
     assert main(["alphabet", str(shards), "--output", str(output)]) == 2
     assert "exists: remove it" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["alphabet", str(shards), "--replace", "5"])
+    assert "'5' must have the form OLD=NEW" in capsys.readouterr().err
     assert main(["alphabet", str(shards), "--units", "phones"]) == 0
     assert "четыре" in capsys.readouterr().out
     assert main(["alphabet", str(tmp_path / "nowhere")]) == 2

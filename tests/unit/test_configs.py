@@ -290,8 +290,8 @@ def test_differences_are_the_sources(paper_path: Path) -> None:
     ],
 )
 def test_xlsr_has_the_published_geometry(name: str, size: str, millions: int) -> None:
-    """Every weight's shape against torchaudio's own XLS-R, on the meta device; the parameters of the
-    pre-trained model are the paper's (Babu et al., 2021). MMS has the first two."""
+    """Every weight's shape against torchaudio's own XLS-R, on the meta device; the parameters of
+    the pre-trained model are the paper's (Babu et al., 2021). MMS has the first two."""
     from w2v2dist.tasks.train import read_config
 
     config = read_config(str(CONFIGS / f"finetune/{name}.yaml"), [])

@@ -475,6 +475,9 @@ def test_importing_a_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixt
     spelled = open_model(f"{output}2").alphabet
     assert spelled.symbols == [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ|"]
     (tmp_path / "elsewhere" / "dict.ltr.txt").unlink()
+    content = torch.load(tmp_path / "elsewhere" / "other.pt", weights_only=True)
+    del content["alphabet"]
+    torch.save(content, tmp_path / "elsewhere" / "other.pt")
     arguments[-1] += "3"
     assert main(arguments) == 2
     assert "31 outputs and is on an alphabet that is not known" in capsys.readouterr().err

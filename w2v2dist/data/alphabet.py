@@ -3,18 +3,27 @@
 import dataclasses
 import itertools
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from w2v2dist.config import from_dict
-from w2v2dist.data.text import TextConfig, describe, fitting_case, normalize
+from w2v2dist.data.text import (
+    READ_ALOUD,
+    TextConfig,
+    describe,
+    fitting_case,
+    in_form,
+    normalize,
+)
 
 Units = Literal["characters", "phones"]
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # <pad> is the CTC blank
 DELIMITER = "|"  # between words
-SPELLED_OUT = "%&@#‰$€£+="  # signs that stand for words
+SPELLED_OUT = READ_ALOUD | {*"$€£¥+=°"}  # signs that stand for words
 LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # the order of fairseq's dict.ltr.txt
 
 # TIMIT's 61 symbols, or 48, to the 39 classes that are scored (Lee & Hon, 1989): the first of each
@@ -51,8 +60,23 @@ class Alphabet:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
+        twice = [token for token, count in Counter(self.tokens).items() if count > 1]
+        if twice:
+            raise ValueError(f"{describe(twice[0])} is there twice, and would have two ids")
+        places = range(len(self.tokens))
+        for what, i in (("blank", self.blank), ("delimiter", self.delimiter)):
+            if (what == "blank" or i is not None) and not (isinstance(i, int) and i in places):
+                raise ValueError(
+                    f"its {what} is {i!r} but must be an id from 0 to {len(places) - 1}"
+                )
+        if self.blank not in self.special or not self.special <= {*places}:
+            raise ValueError("its special ids do not name the blank and tokens that are there")
+        if self.delimiter in self.special:
+            raise ValueError(f"its delimiter of words, {self.delimiter}, is a special id")
+        if self.units not in get_args(Units) or self.folding not in (None, "timit"):
+            raise ValueError(f"its units are {self.units!r}, its folding {self.folding!r}")
         if self.text.case == "fit":
-            case = fitting_case(c for token in self._ids for c in token)
+            case = fitting_case(token for token in self._ids if len(token) == 1)
             object.__setattr__(self, "text", dataclasses.replace(self.text, case=case))
 
     def __str__(self) -> str:
@@ -89,8 +113,8 @@ class Alphabet:
     def normalized(self, text: str) -> str:
         """The text as `encode` reads it."""
         if self.units == "characters":
-            text = normalize(text, self.text, self._known)
-            return text if self.has_words else "".join(text.split())
+            text = normalize(text, self.text, self._known if self._ids else None)
+            return text if self.has_words else in_form("".join(text.split()), self.text.form)
         plain = dataclasses.replace(self.text, case="keep", punctuation="keep")
         phones = normalize(text, plain).split()
         if self.folding == "timit":
@@ -165,14 +189,11 @@ class Alphabet:
         try:
             rest = {k: v for k, v in values.items() if k not in ("tokens", "special", "text")}
             tokens, special = tuple(map(str, values["tokens"])), frozenset(values["special"])
-            out = cls(
+            return cls(
                 tokens=tokens, special=special, text=from_dict(TextConfig, values["text"]), **rest
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no alphabet of w2v2dist ({error!r})") from None
-        if out.blank not in special or not special <= {*range(len(tokens))}:
-            raise ValueError("its special ids do not name the blank and tokens that are there")
-        return out
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -209,11 +230,12 @@ class Alphabet:
         """What to do about them."""
         if self.folding == "timit":
             return "use TIMIT's 61 symbols or their 39 classes, or another data.tokens"
-        for key, value in (("form", "NFC"), ("form", "NFD"), ("case", "upper"), ("case", "lower")):
+        forms = [("form", form) for form in ("NFC", "NFD", "keep")]
+        for key, value in (*forms, ("case", "upper"), ("case", "lower")):
             steps = from_dict(TextConfig, {**dataclasses.asdict(self.text), key: value})
             if not dataclasses.replace(self, text=steps)._strangers(text):
                 return f"with data.text.{key}={value} it is"
-        if any(s.isdigit() or s in SPELLED_OUT for s in strangers):
+        if any(unicodedata.numeric(s[0], None) is not None or s in SPELLED_OUT for s in strangers):
             return "spell it in words, as it is spoken"
         return (
             "spell it otherwise, let data.text.replace do so, or take an alphabet that has it "

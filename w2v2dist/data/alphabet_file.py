@@ -1,10 +1,11 @@
 """Files of alphabets: Hugging Face's vocab.json, fairseq's dict.ltr.txt, a symbol a line, ours."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from w2v2dist.data.alphabet import DELIMITER, Alphabet, Units, of_symbols
 from w2v2dist.data.text import TextConfig, describe
@@ -14,6 +15,7 @@ OURS = "alphabet.json"
 BLANKS = ("<pad>", "[PAD]", "<blank>", "<blk>")
 OTHERS = ("<s>", "</s>", "<unk>", "[UNK]", "[CLS]", "[SEP]", "<bos>", "<eos>")
 ROLES = ("pad_token", "unk_token", "bos_token", "eos_token")  # the blank first
+BLANK_LINES = (" ", "<space>", "<SPACE>")  # a blank between words, in files of lines
 FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # what its dictionaries begin with; <s> is the blank
 
 
@@ -23,7 +25,7 @@ def read_alphabet(
     """The alphabet of a file, or of a folder that has one (a run's, Hugging Face's). `units` and
     `text` are what the file does not say. Raises ValueError or OSError that name the file."""
     if path.is_dir():
-        names = (OURS, "vocab.json", "dict.ltr.txt")
+        names = (OURS, "vocab.json", "dict.ltr.txt", "dict.phn.txt")
         found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
             raise ValueError(f"{path} has no alphabet: none of {', '.join(names)} is in it")
@@ -33,19 +35,20 @@ def read_alphabet(
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text: save it as UTF-8") from None
     try:
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             return _of_json(content, path.parent, units, text)
-        return _of_lines(content, units, text)
+        return _of_lines(content, path.name, units, text)
     except ValueError as error:
         raise ValueError(f"the alphabet in {path} cannot be used: {error}") from None
 
 
 def write_alphabet(path: Path, alphabet: Alphabet) -> None:
-    """Write it as the name says: vocab.json's form for .json, fairseq's for dict.*, else one symbol
-    a line, without the special ones."""
+    """Write it as the name says: alphabet.json with all that it is, other .json as vocab.json,
+    dict.* as fairseq does, else one symbol a line, without the special ones."""
     content = in_lines(alphabet, fairseq=path.name.startswith("dict."))
     if path.suffix == ".json":
-        content = json.dumps(vocabulary(alphabet), ensure_ascii=False, indent=1)
+        values = alphabet.to_dict() if path.name == OURS else vocabulary(alphabet)
+        content = json.dumps(values, ensure_ascii=False, indent=1)
     path.write_text(content, encoding="utf-8")
 
 
@@ -106,12 +109,23 @@ def of_vocabulary(
     )
 
 
-def of_fairseq(symbols: list[str], units: Units, text: TextConfig | None = None) -> Alphabet:
+def of_fairseq(
+    symbols: list[str],
+    units: Units,
+    text: TextConfig | None = None,
+    folding: Literal["timit"] | None = None,
+) -> Alphabet:
     """The alphabet of the symbols of a fairseq dictionary."""
     tokens = (*FAIRSEQ, *symbols)
     delimited = units == "characters" and DELIMITER in tokens
     delimiter = tokens.index(DELIMITER) if delimited else None
-    return Alphabet(tokens=tokens, delimiter=delimiter, units=units, text=text or TextConfig())
+    return Alphabet(
+        tokens=tokens,
+        delimiter=delimiter,
+        units=units,
+        folding=folding,
+        text=text or TextConfig(),
+    )
 
 
 def _of_json(content: str, folder: Path, units: Units, text: TextConfig | None) -> Alphabet:
@@ -122,14 +136,18 @@ def _of_json(content: str, folder: Path, units: Units, text: TextConfig | None) 
     if not isinstance(values, dict) or not values:
         raise ValueError("it is no JSON object of symbols and their ids")
     if isinstance(values.get("tokens"), list):
-        return Alphabet.from_dict(values)
+        ours = Alphabet.from_dict(values)
+        return ours if text in (None, TextConfig()) else dataclasses.replace(ours, text=text)
+    if "model" in values and "added_tokens" in values:
+        raise ValueError("it is a tokenizer.json: give the vocab.json beside it")
     if all(isinstance(v, dict) for v in values.values()):
         raise ValueError(
             f"it holds {len(values)} languages ({', '.join([*values][:5])}, …), as MMS has them: "
             "write the one that you need into a file of its own"
         )
     roles, more = tokenizer_settings(folder)
-    if "Phoneme" in str(roles.get("tokenizer_class")):
+    phones = {"phone_delimiter_token", "phonemizer_lang"} & roles.keys()
+    if phones or "Phoneme" in str(roles.get("tokenizer_class")):
         units = "phones"
     return of_vocabulary(
         {**values, **{k: v for k, v in more.items() if k not in values}}, roles, units, text
@@ -141,16 +159,23 @@ def tokenizer_settings(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
     with their ids."""
     roles: dict[str, Any] = {}
     more: dict[str, int] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json"):
+    for name in (
+        "config.json",  # of the model: the least, where the others do not say
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+        "added_tokens.json",
+    ):
         if not (path := folder / name).is_file():
             continue
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("no JSON object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
-        if name == "added_tokens.json":
+        if name == "config.json":
+            roles |= {k: values[k] for k in ("tokenizer_class",) if k in values}
+        elif name == "added_tokens.json":
             more |= {k: v for k, v in values.items() if isinstance(v, int)}
         else:
             roles |= values
@@ -161,15 +186,22 @@ def tokenizer_settings(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return roles, more
 
 
-def _of_lines(content: str, units: Units, text: TextConfig | None) -> Alphabet:
-    lines = [line.strip("\r") for line in content.split("\n")]  # str.splitlines knows more ends
-    lines = [DELIMITER if line == " " else line.strip() for line in lines]
-    symbols = [line for line in lines if line]
+def _of_lines(content: str, name: str, units: Units, text: TextConfig | None) -> Alphabet:
+    lines = [line.rstrip("\r") for line in content.split("\n")]  # str.splitlines knows more ends
+    counted = [re.fullmatch(r"(.+) \d+( #fairseq:overwrite)?", line.rstrip(" ")) for line in lines]
+    fairseq = name.startswith("dict.") or any(counted)
+    symbols = [DELIMITER if line in BLANK_LINES else line.strip(" \t") for line in lines]
+    if fairseq:
+        for number, (line, match) in enumerate(zip(lines, counted, strict=True), 1):
+            if line.strip() and match is None:
+                raise ValueError(
+                    f"line {number} is {line!r} but must be a symbol, a blank and a count, as in "
+                    "all of fairseq's dictionaries: fetch it again"
+                )
+        symbols = [match[1] for match in counted if match]
+    symbols = [symbol for symbol in symbols if symbol]
     if not symbols:
         raise ValueError("it has no symbol: write one a line")
-    dictionary = [re.fullmatch(r"(\S+) \d+( #fairseq:overwrite)?", line) for line in symbols]
-    if all(dictionary):
-        symbols = [match[1] for match in dictionary if match]
     numbered: dict[str, int] = {}
     for number, symbol in enumerate(symbols, 1):
         if symbol in numbered:
@@ -178,7 +210,7 @@ def _of_lines(content: str, units: Units, text: TextConfig | None) -> Alphabet:
                 "would have two ids: remove one"
             )
         numbered[symbol] = number
-    if all(dictionary):
+    if fairseq:
         return of_fairseq(symbols, units, text)
     if {*symbols} & {*BLANKS, *OTHERS}:
         return of_vocabulary({s: n - 1 for s, n in numbered.items()}, {}, units, text)

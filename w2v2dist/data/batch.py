@@ -1,5 +1,6 @@
 """A slot's utterances, and the batch made of them: a core for the loop; tasks add their tensors."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -112,7 +113,8 @@ def encode_labels(
     rows: Rows, alphabet: Alphabet, num_frames: Callable[[int], int] | None
 ) -> list[list[int]]:
     """Token ids of every row. Rows without a usable label are rejected, and where `num_frames`
-    (samples to frames) is given, those with more tokens than frames, which CTC cannot align."""
+    (samples to frames) is given, those that CTC cannot align: fewer frames than tokens, and blanks
+    between equal ones."""
     targets: list[list[int]] = []
     for row in reversed(range(len(rows.keys))):
         label = alphabet.label(rows.labels[row])
@@ -126,8 +128,11 @@ def encode_labels(
             num = len(ids := alphabet.encode(label))
             if not num:
                 raise ValueError("its label has no symbol: it is blank, or punctuation alone")
-            if num_frames and num > (most := num_frames(len(rows.waveforms[row]))):
-                raise ValueError(f"its label has {num} tokens but its audio only {most} frames")
+            needed = num + sum(a == b for a, b in itertools.pairwise(ids))  # blanks between twins
+            if num_frames and needed > (most := num_frames(len(rows.waveforms[row]))):
+                raise ValueError(
+                    f"its label of {num} tokens needs {needed} frames but its audio has only {most}"
+                )
             targets.insert(0, ids)
         except ValueError as error:
             rows.reject(row, str(error), label)

@@ -10,12 +10,23 @@ from w2v2dist.data.alphabet import DELIMITER, SPECIAL, Alphabet, Units, of_symbo
 from w2v2dist.data.audio import BadSample
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.reader import ShardReader
-from w2v2dist.data.text import TextConfig, fitting_case
+from w2v2dist.data.text import (
+    INSIDE,
+    JOINERS,
+    LETTERS,
+    TextConfig,
+    fitting_case,
+    in_form,
+    normalize,
+)
 
 RARE = 5  # texts: a symbol of fewer is hardly learned, and often a mistake
-ENOUGH = 100  # texts: among fewer, rare means nothing
+ENOUGH = 20  # texts: among fewer, rare means nothing
+MOST_PHONES = 1_000  # more are words
 # Scripts (as the names of their characters begin) that put no blanks between words
-WITHOUT_BLANKS = "CJK HIRAGANA KATAKANA BOPOMOFO THAI LAO KHMER MYANMAR TIBETAN JAVANESE".split()
+WITHOUT_BLANKS = (
+    "CJK HIRAGANA KATAKANA HALFWIDTH BOPOMOFO THAI LAO KHMER MYANMAR TIBETAN JAVANESE YI"
+).split()
 # Scripts with letters that look alike: one in a text of another is a slip of the keyboard
 ALIKE = "LATIN CYRILLIC GREEK ARMENIAN CHEROKEE".split()
 
@@ -42,6 +53,9 @@ class SymbolCounts:
     occurrences: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     example: dict[str, str] = field(default_factory=dict)
+    # characters that data.text drops, and once more with the letters beside those inside words
+    dropped: Counter[str] = field(default_factory=Counter)
+    dotless: bool = False  # whether a label has ı or İ, as Turkish and Azeri have
 
     @classmethod
     def of(cls, units: Units, text: TextConfig) -> "SymbolCounts":
@@ -52,8 +66,15 @@ class SymbolCounts:
 
     def add(self, label: str) -> None:
         """Count a label."""
-        words = self.reading.normalized(label).split()
-        symbols = words if self.reading.units == "phones" else [*"".join(words)]
+        if self.reading.units == "phones":
+            symbols = self.reading.normalized(label).split()
+        else:
+            text = normalize(label, self.reading.text, dropped=self.dropped)
+            symbols = [*"".join(text.split())]
+            # Without blanks a mark may meet another letter
+            joined = in_form("".join(symbols), self.text.form)
+            symbols += {*joined} - {*symbols}
+            self.dotless |= not {*"ıİ"}.isdisjoint(label)
         self.num_labels += 1
         self.occurrences.update(symbols)
         for symbol in {*symbols}:
@@ -62,48 +83,64 @@ class SymbolCounts:
 
     def alphabet(self) -> Alphabet:
         """Of all symbols, the frequent ones first; among characters with `|`, unless the script has
-        no blanks between words. Raises ValueError where there are none."""
+        no blanks between words. Raises ValueError where there are none, or what cannot be one."""
         units, found = self.reading.units, self.by_frequency()
         if not found:
             raise ValueError(
                 f"none of the {self.num_labels} labels has a symbol: an alphabet is made of texts; "
                 "build the shards from transcribed audio, or name an alphabet (data.tokens)"
             )
-        if units == "characters":
-            if DELIMITER in found:
+        if units == "phones" and len(found) > MOST_PHONES:
+            raise ValueError(
+                f"the labels have {len(found)} different symbols, too many for phones: do the "
+                "shards hold words? (data.units=characters)"
+            )
+        for taken in SPECIAL if units == "phones" else (DELIMITER,):
+            if taken in found:
                 raise ValueError(
-                    f"a text has {DELIMITER!r}, which stands between words in alphabets: "
-                    f"{self.example[DELIMITER]!r}. Let data.text.replace make something else of it"
+                    f"a label has {taken!r}, which means something else in alphabets: "
+                    f"{self.example[taken]!r}. Let data.text.replace make something else of it"
                 )
-            if self.main_script() not in WITHOUT_BLANKS:
-                found = [DELIMITER, *found]
+        if units == "characters" and self.puts_blanks():
+            found = [DELIMITER, *found]
         return of_symbols(found, units=units, text=self.text)
 
     def by_frequency(self) -> list[str]:
         """The symbols, the most frequent first."""
         return sorted(self.occurrences, key=lambda s: (-self.occurrences[s], s))
 
-    def doubts(self, symbol: str) -> str:
-        """Why a symbol may be a mistake; "" where nothing speaks against it."""
-        found = []
-        if self.reading.units == "characters":
-            found += [doubt for c in symbol if (doubt := _doubt(c))]
-            script, main = script_of(symbol), self.main_script()
-            if script != main and script in ALIKE and main in ALIKE:
-                found.append(f"{script.capitalize()} among {main.capitalize()}: looks like another")
-            if {*"Iıİ"} & {symbol} and "ı" in self.occurrences and "I" in self.occurrences:
-                found.append("Turkish? its case needs data.text.replace={I: ı}")
-        if self.labels[symbol] < RARE and self.num_labels >= ENOUGH:
-            found.append("rare")
-        return ", ".join(found)
-
-    def main_script(self) -> str:
-        """The script of most characters; "" where there are no letters."""
-        scripts: Counter[str] = Counter()
+    def scripts(self) -> Counter[str]:
+        """How many letters are of each script."""
+        out: Counter[str] = Counter()
         for symbol, count in self.occurrences.items():
-            scripts[script_of(symbol)] += count
-        del scripts[""]
-        return scripts.most_common(1)[0][0] if scripts else ""
+            if script := script_of(symbol):
+                out[script] += count
+        return out
+
+    def puts_blanks(self) -> bool:
+        """Whether most letters are of scripts with blanks between words."""
+        scripts = self.scripts()
+        return 2 * sum(scripts[s] for s in WITHOUT_BLANKS) < max(1, scripts.total())
+
+    def doubts(self) -> dict[str, str]:
+        """Of symbols that may be mistakes: why."""
+        scripts = self.scripts()
+        main = scripts.most_common(1)[0][0] if scripts else ""
+        out = {}
+        for symbol in self.by_frequency():
+            found = []
+            if self.reading.units == "characters":
+                found += [doubt for c in symbol if (doubt := _doubt(c))]
+                script = script_of(symbol)
+                if script != main and script in ALIKE and main in ALIKE:
+                    found.append(f"{script.capitalize()} among {main.capitalize()} letters")
+                if self.dotless and symbol in "Iıİi" and "I" not in self.text.replace:
+                    found.append("Turkish? Its lower case needs data.text.replace={I: ı, İ: i}")
+            if self.labels[symbol] < RARE and self.num_labels >= ENOUGH:
+                found.append("rare")
+            if found:
+                out[symbol] = ", ".join(found)
+        return out
 
 
 def script_of(symbol: str) -> str:
@@ -125,9 +162,16 @@ def count_symbols(labels: Iterable[str], units: Units, text: TextConfig) -> Symb
 
 
 def _doubt(c: str) -> str:
-    if c.isdigit():
-        return "a digit: spell numbers as they are spoken"
+    if c.isdigit() or (unicodedata.numeric(c, None) is not None and script_of(c) != "CJK"):
+        return "a number: spell it as it is spoken"
     if c == "\ufffd":
         return "a character that was lost"
+    if c == "\u0640":
+        return "only stretches a word: let data.text.replace remove it"
+    if c in LETTERS or c in JOINERS or c in INSIDE or c == "'":
+        return ""
+    if (c.isalpha() and len(unicodedata.normalize("NFKC", c)) != 1) or c in "\u0132\u0133":
+        return "several letters in one: data.text.form=NFKC takes it apart"
     kinds = {"P": "punctuation", "S": "a sign, no letter", "C": "invisible or unassigned"}
-    return kinds.get(unicodedata.category(c)[0], "") if c != "'" else ""
+    tone = unicodedata.category(c) == "Sk"
+    return "" if tone else kinds.get(unicodedata.category(c)[0], "")

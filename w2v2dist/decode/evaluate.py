@@ -5,6 +5,7 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -23,7 +24,8 @@ from w2v2dist.decode.scoring import error_counts, error_rates
 from w2v2dist.interop.foreign import CALLED
 from w2v2dist.interop.open import OpenedModel, model_arguments, open_model
 from w2v2dist.model import Wav2Vec2ForCTC
-from w2v2dist.runtime.logging import console
+from w2v2dist.runtime.logging import append_jsonl, console, read_jsonl
+from w2v2dist.training.bad_samples import most_frequent
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,8 +64,9 @@ def evaluate(
     trust_pickle: bool = False,
 ) -> dict[str, float]:
     """Error rates (greedy) of a fine-tuned model (all that `open_model` opens) on shards (`data`,
-    by default its run's data.valid), utterances of any length. Writes evaluation.json and
-    hypotheses.tsv (key, reference, hypothesis) to `output`, by default the run folder."""
+    by default its run's data.valid), utterances of any length. Writes evaluation.json,
+    hypotheses.tsv (key, reference, hypothesis) and skipped.jsonl (what could not be scored, and
+    why) to `output`, by default the run folder."""
     opened = open_model(model, which, trust_pickle=trust_pickle)
     folder = _output(model, output)
     if opened.kind != "ctc" or not isinstance(opened.module, Wav2Vec2ForCTC):
@@ -77,27 +80,32 @@ def evaluate(
             f"{model}: its {what} not known ({'; '.join(opened.notes) or 'no file says it'}): "
             "import it with --config, which can say it"
         )
+    for note in opened.notes:
+        console.print(f"note: {note}")
     config = _data_config(opened)
     data = data or config.valid
-    lines, num_bad, seconds = _transcribe(opened.module, opened.alphabet, config, data)
+    lines, skipped, seconds = _transcribe(opened.module, opened.alphabet, config, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "skipped.jsonl").unlink(missing_ok=True)
+    for record in skipped:
+        append_jsonl(folder / "skipped.jsonl", record)
     counts = error_counts([line[1] for line in lines], [line[2] for line in lines])
     if not counts["num_letters"]:
         raise ConfigError(
             f"no utterance of {data} has a label that the model's alphabet ({opened.alphabet}) can "
-            f"spell ({num_bad} were skipped): nothing can be scored"
+            f"spell ({len(skipped)} were skipped: {most_frequent(skipped)}): nothing can be scored"
         )
     result = {
         **error_rates(counts, opened.alphabet.error_rates),
         "num_utterances": len(lines),
-        "num_skipped": num_bad,
+        "num_skipped": len(skipped),
         "seconds": round(seconds, 3),
         **counts,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     rows = "".join("\t".join(line) + "\n" for line in sorted(lines))
     (folder / "hypotheses.tsv").write_text("key\treference\thypothesis\n" + rows, encoding="utf-8")
-    record = {"checkpoint": opened.source.name, "data": data, **result}
-    (folder / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    scores = {"checkpoint": str(opened.source), "notes": opened.notes, "data": data, **result}
+    (folder / "evaluation.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
     return result
 
 
@@ -119,8 +127,8 @@ def _data_config(opened: OpenedModel) -> DataConfig:
 
 def _transcribe(
     model: Wav2Vec2ForCTC, alphabet: Alphabet, config: DataConfig, data: str | None
-) -> tuple[list[tuple[str, str, str]], int, float]:
-    """(key, reference, hypothesis) of usable utterances, how many were not, seconds of audio."""
+) -> tuple[list[tuple[str, str, str]], list[dict[str, Any]], float]:
+    """(key, reference, hypothesis) of usable utterances, records of the others, seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
     index = open_index(data, "data.valid")
@@ -131,18 +139,19 @@ def _transcribe(
     dataset = MicroBatches(index, config, LabelledCollate(alphabet), with_labels=True)
     batches = iterate(dataset, micro, num_workers=config.num_workers, prefetch=2)
     lines: list[tuple[str, str, str]] = []
-    num_bad, seconds = 0, 0.0
+    skipped: list[dict[str, Any]] = []
+    seconds = 0.0
     shown = track(batches, "transcribing", len(micro), console=console, transient=True)
     with torch.no_grad(), contextlib.closing(batches):
         for batch in shown:
-            num_bad += len(batch.bad)
+            skipped += batch.bad
             if batch.keys:
                 moved = batch.to(device)
                 out = model(moved.waveforms, moved.num_samples)
                 texts = greedy_text(out.logits, out.num_frames, alphabet)
                 lines += zip(batch.keys, batch.texts, texts, strict=True)
                 seconds += batch.amount / SAMPLE_RATE
-    return lines, num_bad, seconds
+    return lines, skipped, seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,9 +175,12 @@ def run(args: argparse.Namespace) -> None:
     result = evaluate(*given, trust_pickle=args.trust_pickle)
     called = {"wer": "WER", "cer": "letter errors", "per": "PER"}
     rates = [f"{called[k]} {100 * result[k]:.2f} %" for k in called if k in result]
-    skipped = f", {result['num_skipped']} left out" if result["num_skipped"] else ""
     hours, folder = result["seconds"] / 3600, _output(args.model, args.output)
     console.print(
-        f"{'   '.join(rates)}   {result['num_utterances']} utterances{skipped}, {hours:.2f} h   "
+        f"{'   '.join(rates)}   {result['num_utterances']} utterances, {hours:.2f} h   "
         f"(see {folder}/hypotheses.tsv)"
     )
+    if left_out := int(result["num_skipped"]):
+        why = most_frequent(read_jsonl(folder / "skipped.jsonl"))
+        total = left_out + int(result["num_utterances"])
+        console.print(f"{left_out} of {total} utterances were left out: {why}")

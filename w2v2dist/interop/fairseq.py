@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from w2v2dist.data.alphabet import Alphabet, Units, alphabet
 from w2v2dist.data.alphabet_file import read_alphabet
 from w2v2dist.interop.foreign import ForeignCheckpoint
 from w2v2dist.interop.names import fairseq_name, our_config
-from w2v2dist.interop.weights import are_weights, read_file
+from w2v2dist.interop.weights import are_weights, read_file, renamed
 
 MODELS = ("wav2vec2", "wav2vec_ctc", "wav2vec_seq2seq")  # how their names begin
 
@@ -43,7 +44,7 @@ def read_fairseq(
         settings |= {k: v for k, v in over.items() if k in settings and v is not None}
     task = _task(top)
     asked = [part["normalize"] for part in (task, _task(inner)) if "normalize" in part]
-    state = {fairseq_name(n): t for n, t in weights.items()}
+    state = renamed(weights, _ours, name)
     if isinstance(source, Mapping):  # its owner goes on with them
         state = {n: t.clone() for n, t in state.items()}
     out = ForeignCheckpoint(
@@ -55,44 +56,70 @@ def read_fairseq(
     )
     if out.kind != "ctc":
         return out
+    labels = str(task.get("labels") or "ltr")
+    labels = labels if re.fullmatch(r"\w+", labels) else "ltr"
     places = [] if isinstance(source, Mapping) else [Path(source).parent]
     places += [Path(data)] if isinstance(data := task.get("data"), str) and data else []
-    found = _alphabet(out, str(task.get("labels") or "ltr"), places)
-    return replace(out, alphabet=found)
+    found = _dictionary(out, labels, places)
+    if isinstance(saved := content.get("alphabet"), Mapping):  # our own export says its rules too
+        ours = Alphabet.from_dict(saved)
+        agrees = found is None or ours.symbols == found.symbols
+        found = ours if agrees and ours.num_tokens == _outputs(out) else found
+    return replace(out, alphabet=found or _guess(out, labels))
 
 
-def _alphabet(read: ForeignCheckpoint, labels: str, folders: list[Path]) -> Alphabet | None:
-    """The dictionary beside the file or where it was trained; else our letters where they fit.
-    Raises ValueError where it is of another size than the output layer."""
-    outputs = len(read.state["token_projection.weight"])
-    units: Units = "phones" if labels.startswith("ph") else "characters"
+def _ours(name: str) -> str:
+    """Our name; of a sequence-to-sequence model what stands beside the encoder is a head."""
+    return f"seq2seq.{name}" if name.startswith("encoder.proj.") else fairseq_name(name)
+
+
+def _outputs(read: ForeignCheckpoint) -> int:
+    return len(read.state["token_projection.weight"])
+
+
+def _dictionary(read: ForeignCheckpoint, labels: str, folders: list[Path]) -> Alphabet | None:
+    """The dictionary beside the file or where it was trained. Raises ValueError where it is of
+    another size than the output layer."""
     for path in (folder / f"dict.{labels}.txt" for folder in folders):
-        if not path.is_file():
+        try:
+            if not path.is_file():
+                continue
+        except OSError:  # another's folder, or no path at all
             continue
-        found = read_alphabet(path, units)
-        if found.num_tokens != outputs:
+        found = read_alphabet(path, _units(labels))
+        if found.num_tokens != _outputs(read):
             raise ValueError(
                 f"{path} has {found.num_tokens} symbols (with fairseq's four) but {read.source} "
-                f"has {outputs} outputs: it is another model's dictionary"
+                f"has {_outputs(read)} outputs: it is another model's dictionary"
             )
         return found
-    for name in ("letters", "phones"):
-        known = alphabet(name)
-        if known.units == units and known.num_tokens == outputs:
-            read.notes.append(
-                f"no dict.{labels}.txt is beside it: its {outputs} outputs are taken for the "
-                + ("letters of fairseq's dictionary" if name == "letters" else "39 phones of TIMIT")
-            )
-            return known
-    read.notes.append(
-        f"its alphabet is not known: put its dictionary beside it, as dict.{labels}.txt"
-    )
     return None
+
+
+def _units(labels: str) -> Units:
+    return "phones" if labels.startswith("ph") else "characters"
+
+
+def _guess(read: ForeignCheckpoint, labels: str) -> Alphabet | None:
+    """The alphabet of so many outputs that is usual; a note says that it is a guess."""
+    name = {"ltr": "letters", "phn": "phones"}.get(labels)
+    known = None if name is None else alphabet(name)
+    if known is None or known.num_tokens != _outputs(read):
+        read.notes.append(
+            f"its alphabet is not known: put its dictionary beside it, as dict.{labels}.txt"
+        )
+        return None
+    read.notes.append(
+        f"no dict.{labels}.txt is beside it: its {_outputs(read)} outputs are taken for the "
+        + ("letters of fairseq's dictionary" if name == "letters" else "39 phones of TIMIT")
+    )
+    return known
 
 
 def _model(top: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the model: a section of newer files, all settings of older ones."""
-    return _plain(top["model"] if isinstance(top.get("model"), Mapping) else top)
+    sections = (Mapping, argparse.Namespace)
+    return _plain(top["model"] if isinstance(top.get("model"), sections) else top)
 
 
 def _task(top: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +133,7 @@ def _plain(section: Any) -> dict[str, Any]:
     if isinstance(section, str):
         try:
             section = json.loads(section)
-        except ValueError:
+        except (ValueError, RecursionError):
             section = section or {}
     section = vars(section) if isinstance(section, argparse.Namespace) else section or {}
     if not isinstance(section, Mapping):

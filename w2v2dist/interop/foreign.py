@@ -20,8 +20,12 @@ CALLED = {
     "encoder": "an encoder without the head of a pre-training or of CTC",
 }
 PRETRAINING = ("quantizer.", "target_projection.", "context_projection.")  # our names of its heads
-# How names of the encoder begin, ours and (unknown ones) the libraries'
-BODY = ("encoder.", "wav2vec2.", "feature_extractor.", "layer_norm.", "post_extract_proj.")
+# How names of the encoder begin: ours, and those of the libraries that are unknown
+BODY = {
+    "fairseq": ("encoder.", "feature_extractor.", "layer_norm.", "post_extract_proj."),
+    "huggingface": ("encoder.", "wav2vec2."),
+    "torchaudio": ("",),
+}
 Model = Wav2Vec2ForPretraining | Wav2Vec2ForCTC | Wav2Vec2Model
 M = TypeVar("M", bound=nn.Module)
 
@@ -112,7 +116,7 @@ class ForeignCheckpoint:
     def _of_encoder(self, name: str) -> bool:
         """Whether a weight is of the body, which every kind has whole."""
         plain = name.removeprefix("w2v_encoder.").removeprefix("w2v_model.")
-        return self.library == "torchaudio" or plain.startswith(BODY)
+        return plain.startswith(BODY[self.library])
 
     def _misfits(
         self, wanted: dict[str, Tensor], given: dict[str, Tensor], config: Wav2Vec2Config

@@ -11,9 +11,8 @@ TRUSTED = ["pytorch_model*.bin"]
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a name can only be an id of the hub: `org/name`, and no file or folder begins so."""
-    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)
-    return bool(plain) and not Path(source).exists() and not Path(source).parent.exists()
+    """Whether a name has the form of an id of the hub, `org/name`."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source))
 
 
 def fetch(repo: str, trust_pickle: bool = False) -> Path:
@@ -46,10 +45,11 @@ def fetch(repo: str, trust_pickle: bool = False) -> Path:
             f"{what} cannot be fetched and is not in the cache ({reason}): connect to the network, "
             f"or fetch it elsewhere (`hf download {repo} --local-dir FOLDER`) and give the folder"
         ) from None
-    if not _has(folder, SAFETENSORS) and not _has(folder, PICKLED):
+    if not _has(folder, SAFETENSORS) and not (trust_pickle and _has(folder, PICKLED)):
         raise ValueError(
-            f"{repo} has no {SAFETENSORS}; pickled weights, if there are any, are read only from "
-            "those whom you trust, for they may be code: --trust-pickle (trust_pickle=True)"
+            f"{repo} has no {SAFETENSORS}, or it is not in the cache ({folder}) and the hub cannot "
+            "be reached. Pickled weights, if there are any, are read only from those you trust, "
+            "for they may be code: `w2v2dist import --trust-pickle` (in Python trust_pickle=True)"
         )
     return folder
 

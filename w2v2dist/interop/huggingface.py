@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from w2v2dist.data.alphabet import Alphabet
-from w2v2dist.data.alphabet_file import OURS, read_alphabet
+from w2v2dist.data.alphabet_file import OURS, read_alphabet, vocabulary
 from w2v2dist.interop.foreign import ForeignCheckpoint
 from w2v2dist.interop.names import our_config, our_name
-from w2v2dist.interop.weights import read_folder, read_json
+from w2v2dist.interop.weights import read_folder, read_json, renamed
 
 
 def read_huggingface(source: str | Path, trust_pickle: bool = False) -> ForeignCheckpoint:
@@ -28,7 +28,7 @@ def read_huggingface(source: str | Path, trust_pickle: bool = False) -> ForeignC
     weights = read_folder(folder, trust_pickle)
     if not any(name.startswith("wav2vec2.") for name in weights):  # an encoder alone
         weights = {f"wav2vec2.{name}": tensor for name, tensor in weights.items()}
-    state = {our_name(n, "huggingface"): t for n, t in weights.items()}
+    state = renamed(weights, lambda name: our_name(name, "huggingface"), str(folder))
     notes: list[str] = []
     head = state.get("token_projection.weight")
     return ForeignCheckpoint(
@@ -49,7 +49,8 @@ def _normalizes(folder: Path) -> bool | None:
             values: Any = read_json(folder / name)
             values = values.get("feature_extractor", values if name.startswith("pre") else None)
             if isinstance(values, dict):
-                return bool(values.get("do_normalize", True))
+                stated = values.get("do_normalize", True)
+                return stated is not None and str(stated).lower() not in ("false", "0")
     return None
 
 
@@ -65,5 +66,6 @@ def _alphabet(folder: Path, head: Tensor, notes: list[str]) -> Alphabet | None:
         notes.append(f"vocab.json and the {len(head)} outputs differ in ids that no text has")
     if (folder / OURS).is_file():  # our own export also says how texts are read
         ours = read_alphabet(folder / OURS)
-        return ours if ours.agrees(found) else found
+        known = (vocabulary(a).items() for a in (found, ours))
+        return ours if next(known) == next(known) else found
     return found

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import yaml
 from torch import Tensor
 
 from w2v2dist import __version__, checkpoint
-from w2v2dist.config import ConfigError, from_dict, read_yaml, to_dict
+from w2v2dist.config import ConfigError, diff, from_dict, read_yaml, to_dict
 from w2v2dist.data.alphabet import Alphabet, alphabet
 from w2v2dist.data.alphabet_file import OURS, read_alphabet
 from w2v2dist.data.config import DataConfig
 from w2v2dist.interop.foreign import KINDS, ForeignCheckpoint
-from w2v2dist.interop.open import MODEL, read_foreign
+from w2v2dist.interop.open import FOREIGN, TRUST, read_foreign
 from w2v2dist.interop.save import replacing
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.runtime.logging import console
@@ -33,7 +33,7 @@ class Given:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist import` takes."""
     add = parser.add_argument
-    add("source", metavar="MODEL", help=MODEL.partition("step folder, ")[2])
+    add("source", metavar="MODEL", help=FOREIGN)
     add("--output", required=True, metavar="DIR", help="run folder to make; must be new")
     task = "what the checkpoint has to be: a pre-trained model, or one with CTC (default: either, "
     add("--task", choices=[*KINDS], help=task + "or an encoder alone)")
@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "YAML file: its model: replaces the configuration in the checkpoint, its data: may have "
     )
     add("--config", help=config + "normalize, tokens, units and text")
-    trust = "read files that hold more than data. This runs code that came with the file: only "
-    trust += "for files from people you trust"
-    add("--trust-pickle", action="store_true", help=trust)
+    add("--trust-pickle", action="store_true", help=TRUST)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,6 +67,12 @@ def run(args: argparse.Namespace) -> None:
             "layer norm in the feature encoder have it) or false"
         )
     spelled = _alphabet(foreign, checked.data if "tokens" in stated else None)
+    if spelled is not None and "text" in stated:
+        spelled = replace(spelled, text=checked.data.text)
+    other = diff(to_dict(foreign.config), to_dict(model.config)) if foreign.config else {}
+    if other:
+        changes = ", ".join(f"{key} {new} (was {old})" for key, (old, new) in other.items())
+        foreign.notes.append(f"--config replaces what the checkpoint says: {changes}")
     tokens = "letters" if spelled is None else _name(spelled) or str(Path(output) / OURS)
     values = {
         "task": "finetune" if foreign.kind == "ctc" else "pretrain",
@@ -109,17 +113,25 @@ def _write(
 
 
 def _alphabet(foreign: ForeignCheckpoint, data: DataConfig | None) -> Alphabet | None:
-    """The alphabet of a CTC model: the one that `data` names, else its own. Raises ConfigError
+    """The alphabet of a CTC model: its own, else the one that `data` names. Raises ConfigError
     where there is none, or it is of another size."""
     if foreign.kind != "ctc":
         return None
-    spelled = foreign.alphabet if data is None else _stated(data)
     outputs = len(foreign.state["token_projection.weight"])
+    spelled = foreign.alphabet
+    stated = _stated(data) if data and data.tokens != "auto" else None
+    if spelled is None:
+        spelled = stated
+    elif data and stated and data.tokens != "letters" and not stated.agrees(spelled):
+        raise ConfigError(
+            f"{foreign.source} has an alphabet of its own ({spelled}), which data.tokens="
+            f"{data.tokens} is not: leave it out"
+        )
     if spelled is not None and spelled.num_tokens == outputs:
         return spelled
     what = "is on an alphabet that is not known"
-    if spelled is not None:
-        what = f"the alphabet {spelled.num_tokens} symbols"
+    if spelled is not None and data:
+        what = f"the alphabet {data.tokens} {spelled.num_tokens} symbols"
     raise ConfigError(
         f"{foreign.source} has {outputs} outputs and {what}: put its vocab.json (fairseq: "
         "dict.ltr.txt) beside it, or name it with --config, a YAML file with "
@@ -131,7 +143,11 @@ def _stated(data: DataConfig) -> Alphabet:
     """The alphabet that the file names."""
     if data.tokens in ("letters", "phones"):
         return alphabet(data.tokens, data.text)
-    return read_alphabet(Path(data.tokens), data.units, data.text)
+    if not Path(data.tokens).exists():
+        raise ConfigError(
+            f"data.tokens is {data.tokens!r}, which does not exist: give letters, phones or a file"
+        )
+    return read_alphabet(Path(data.tokens), data.units, data.text).check()
 
 
 def _name(spelled: Alphabet) -> str | None:

@@ -41,7 +41,7 @@ token_projection.            proj.                             lm_head.         
 """
 # Spellings of the libraries that vary, and how the tables have them
 _SPELLINGS = (
-    (r"^(w2v_encoder\.)?(w2v_model\.)?", ""),  # of a model fine-tuned by fairseq
+    (r"^((w2v_)?encoder\.w2v_model|w2v_encoder|w2v_model)\.", ""),  # fine-tuned by fairseq
     (r"^(feature_extractor\.conv_layers\.\d+\.2\.)1\.", r"\1"),  # between two transpositions
     (r"^project_inp\.", "post_extract_proj."),  # of quantized inputs
     (r"^wav2vec2\.mask_time_emb_vector$", "wav2vec2.masked_spec_embed"),  # of old transformers
@@ -188,7 +188,8 @@ def our_config(settings: Mapping[str, Any], library: Library, source: str) -> Wa
                 f"{value!r}, the only one that this model has"
             )
     (key, norms), column = _EXTRACTOR_NORMS[library], _COLUMNS[library]
-    values = {row[0]: settings[row[column]] for row in _SETTING_ROWS if row[column] in settings}
+    known = {row[0]: settings.get(row[column]) for row in _SETTING_ROWS}
+    values = {name: value for name, value in known.items() if value is not None}
     try:
         if library == "fairseq":
             layers = _literal(settings["conv_feature_layers"])
@@ -222,9 +223,12 @@ def _literal(value: Any) -> Any:
                 return [read(item) for item in node.elts]
             case ast.BinOp(op=ast.Add()):
                 return read(node.left) + read(node.right)
-            case ast.BinOp(left=ast.List(elts=items), op=ast.Mult(), right=right):
+            case (
+                ast.BinOp(left=ast.List(elts=items), op=ast.Mult(), right=right)
+                | ast.BinOp(left=right, op=ast.Mult(), right=ast.List(elts=items))
+            ):
                 if (times := read(right)) < 100:
                     return [read(item) for item in items] * times
         raise ValueError(f"{value!r} is not a list of numbers")
 
-    return read(ast.parse(value, mode="eval").body) if isinstance(value, str) else value
+    return read(ast.parse(value.strip(), mode="eval").body) if isinstance(value, str) else value

@@ -17,7 +17,12 @@ from w2v2dist.interop.hub import fetch, is_hub_id
 from w2v2dist.interop.huggingface import read_huggingface
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, Wav2Vec2Model
 
-MODEL = "run folder, step folder, Hugging Face folder or hub id, or .pt of fairseq"
+FOREIGN = "Hugging Face folder or hub id, or .pt of fairseq"
+MODEL = f"run folder, step folder, {FOREIGN}"
+TRUST = (
+    "read files that hold more than data. This runs code that came with the file: only for files "
+)
+TRUST += "from people you trust"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +51,8 @@ def open_model(
     `org/name` of the Hugging Face hub, or a `.pt` of fairseq. Files that are more than data are
     read only with `trust_pickle`. Raises ValueError or CheckpointError that name the remedy."""
     path = Path(source)
-    if path.is_dir() and ((path / "meta.json").exists() or (path / "checkpoints").is_dir()):
+    if is_run(path) or (path / "meta.json").is_file():
         return _open_checkpoint(checkpoint.find(path, which))
-    if path.is_dir() and (path / "config.yaml").exists():  # a run that has not saved
-        checkpoint.find(path, which)
     foreign = read_foreign(source, trust_pickle)
     return OpenedModel(
         module=foreign.model(),
@@ -61,32 +64,46 @@ def open_model(
     )
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, not a Hugging Face model's that has such files too."""
+    ours = (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
+    return ours and not (path / "config.json").is_file()
+
+
 def read_foreign(source: str | Path, trust_pickle: bool = False) -> ForeignCheckpoint:
     """Read another library's checkpoint. Raises ValueError where it is none."""
-    path = Path(source)
+    path, name = Path(source), str(source).rstrip("/")
     if path.is_dir():
+        if is_run(path) or (path / "meta.json").is_file():
+            raise ConfigError(f"{path} is a run already: name it as it is")
         return read_huggingface(path, trust_pickle)
-    if path.exists():
+    if path.is_file():
         if path.suffix in (".safetensors", ".bin"):
             raise ConfigError(f"{path} is the file of a model: give its folder, {path.parent}")
         return read_fairseq(path, trust_pickle)
-    if is_hub_id(str(source)):
-        return read_huggingface(fetch(str(source), trust_pickle), trust_pickle)
-    raise ConfigError(f"{str(source)!r} does not exist: give a {MODEL}")
+    beside = ""
+    if is_hub_id(name):
+        if not path.parent.is_dir():
+            return read_huggingface(fetch(name, trust_pickle), trust_pickle)
+        beside = f" (a folder {path.parent} is here, so it was not looked for on the hub)"
+    raise ConfigError(f"{name!r} does not exist{beside}: give a {MODEL}")
 
 
 def _open_checkpoint(folder: Path) -> OpenedModel:
     """The model of a step folder of ours."""
     meta = checkpoint.read_meta(folder)
-    saved = meta["config"]
-    config, data = from_dict(Wav2Vec2Config, saved["model"], "model."), saved["data"]
-    kind: Kind = meta.get("kind") or ("ctc" if saved["task"] == "finetune" else "pretrained")
-    spelled: Alphabet | None = None
-    if kind == "ctc":
-        if "alphabet" in meta:
+    try:
+        saved = meta["config"]
+        config, data = from_dict(Wav2Vec2Config, saved["model"], "model."), saved["data"]
+        kind: Kind = meta.get("kind") or ("ctc" if saved["task"] == "finetune" else "pretrained")
+        spelled: Alphabet | None = None
+        normalize = bool(data["normalize"])
+        if kind == "ctc" and "alphabet" in meta:
             spelled = Alphabet.from_dict(meta["alphabet"])
-        else:  # of an older version
+        elif kind == "ctc":  # of an older version
             spelled = alphabet(data["tokens"], from_dict(TextConfig, data.get("text") or {}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/meta.json does not say what is saved: {error!r}") from None
     values = checkpoint.read_parameters(folder)
     with torch.device("meta"):  # the values take the places of the parameters
         module: Model
@@ -105,7 +122,7 @@ def _open_checkpoint(folder: Path) -> OpenedModel:
         module=module.eval(),
         kind=kind,
         alphabet=spelled,
-        normalize=data["normalize"],
+        normalize=normalize,
         source=folder,
     )
 
@@ -116,9 +133,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help=MODEL)
     which = "of a run folder (default: best, else latest)"
     add("--checkpoint", choices=["best", "latest"], help=which)
-    trust = "read files that hold more than data. This runs code that came with the file: only "
-    trust += "for files from people you trust"
-    add("--trust-pickle", action="store_true", help=trust)
+    add("--trust-pickle", action="store_true", help=TRUST)
 
 
 def opened_from(args: argparse.Namespace) -> OpenedModel:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from w2v2dist.data.alphabet import Alphabet, alphabet
-from w2v2dist.data.alphabet_file import OURS, in_lines, read_alphabet, vocabulary
+from w2v2dist.data.alphabet_file import OURS, in_lines, of_fairseq, read_alphabet, vocabulary
 from w2v2dist.interop.foreign import Model
 from w2v2dist.interop.names import Library, their_name, their_settings
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, Wav2Vec2Model
@@ -46,10 +46,12 @@ def save_fairseq(
     beside = {}
     if isinstance(model, Wav2Vec2ForCTC):
         spelled = _spelled(model, tokens)
+        spelled = _reorder(state, spelled)
         beside["dict.phn.txt" if spelled.units == "phones" else "dict.ltr.txt"] = spelled
-        _reorder(state, spelled)
     history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
     content: dict[str, Any] = {"args": None, "model": state}
+    for spelled in beside.values():
+        content["alphabet"] = spelled.to_dict()  # ours alone, for data.text
     content["cfg"] = _fairseq_settings(config, normalize, [name[5:8] for name in beside])
     content["optimizer_history"] = [{**history, "num_updates": 0}]
     content["extra_state"] = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}
@@ -78,16 +80,23 @@ def _fairseq_settings(
     return {"model": {"_name": "wav2vec_ctc", **over}, "task": task}
 
 
-def _reorder(state: dict[str, Tensor], spelled: Alphabet) -> None:
-    """Bring the outputs into the order of fairseq's dictionaries: the blank, three special ones (as
-    they are where they stand there), the symbols. An output that is new is never the best."""
+def _reorder(state: dict[str, Tensor], spelled: Alphabet) -> Alphabet:
+    """Bring the outputs into the order of fairseq's dictionaries (the blank, three special ones,
+    the symbols) and return the alphabet of that. A special output that is new is never the best;
+    one that fairseq has no place for is lost."""
+    special = {spelled.tokens[i]: i for i in sorted(spelled.special - {spelled.blank})}
+    wanted = (("<s>", "<pad>", "[PAD]"), ("</s>",), ("<unk>", "[UNK]"))
+    places = [next((special[n] for n in names if n in special), None) for names in wanted]
     symbols = [i for i in range(spelled.num_tokens) if i not in spelled.special]
-    if spelled.blank == 0 and symbols == [*range(4, spelled.num_tokens)]:
-        return
-    for name in ("weight", "bias"):
-        rows = state[f"w2v_encoder.proj.{name}"]
-        new = torch.full_like(rows[:3], 0.0 if name == "weight" else NEVER)
-        state[f"w2v_encoder.proj.{name}"] = torch.cat([rows[[spelled.blank]], new, rows[symbols]])
+    order = [spelled.blank, *places, *symbols]
+    if order != [*range(spelled.num_tokens)]:
+        for name in ("weight", "bias"):
+            rows = state[f"w2v_encoder.proj.{name}"]
+            new = torch.full_like(rows[0], 0.0 if name == "weight" else NEVER)
+            moved = [new if i is None else rows[i] for i in order]
+            state[f"w2v_encoder.proj.{name}"] = torch.stack(moved)
+    names = ["|" if i == spelled.delimiter else spelled.tokens[i] for i in symbols]
+    return of_fairseq(names, spelled.units, spelled.text, spelled.folding)
 
 
 def _write_dictionary(path: Path, spelled: Alphabet) -> None:
@@ -148,6 +157,9 @@ def save_huggingface(
         settings |= {"pad_token_id": spelled.blank}
         processing["processor_class"] = "Wav2Vec2Processor"
         special = special_tokens(spelled)
+        for role in ("bos_token", "eos_token"):
+            token = special[role]
+            settings[f"{role}_id"] = None if token is None else spelled.tokens.index(token)
         files |= {"vocab.json": vocabulary(spelled), "special_tokens_map.json": special}
         files |= {"tokenizer_config.json": {**tokenizer_kind(spelled), **special}}
         files |= {OURS: spelled.to_dict()}
@@ -162,7 +174,11 @@ def save_huggingface(
 def special_tokens(spelled: Alphabet) -> dict[str, str | None]:
     """The special tokens of Hugging Face's tokenizers; null where the alphabet has none."""
     known = {spelled.tokens[i] for i in spelled.special}
-    wanted = {"bos_token": ("<s>",), "eos_token": ("</s>",), "unk_token": ("<unk>", "[UNK]")}
+    wanted = {
+        "bos_token": ("<s>", "<bos>", "[CLS]"),
+        "eos_token": ("</s>", "<eos>", "[SEP]"),
+        "unk_token": ("<unk>", "[UNK]", *(name for name in known if "unk" in name.lower())),
+    }
     blank = spelled.tokens[spelled.blank]
     named = {
         role: next((name for name in names if name in known - {blank}), None)
@@ -176,7 +192,9 @@ def tokenizer_kind(spelled: Alphabet) -> dict[str, Any]:
     if spelled.units == "phones":
         return {"tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer", "do_phonemize": False}
     delimiter = None if spelled.delimiter is None else spelled.tokens[spelled.delimiter]
-    return {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": delimiter}
+    kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": delimiter}
+    # Older versions would otherwise take blanks before punctuation out of what they decode
+    return {**kind, "clean_up_tokenization_spaces": False}
 
 
 def save_torchaudio(model: Model, path: str | Path) -> None:
@@ -200,8 +218,10 @@ def _their_state(model: Model, library: Library) -> dict[str, Tensor]:
         theirs = their_name(name, library, model.config, ctc)
         if theirs is not None:
             shape = (1, -1, tensor.shape[-1]) if name.endswith("codebooks") else tensor.shape
-            copy = tensor.detach().to("cpu", torch.float32, copy=True)  # a view drags its storage
-            out[theirs] = copy.contiguous().view(shape)
+            # torch.save writes all of the storage that a view is of
+            copy = library != "huggingface"
+            value = tensor.detach().to("cpu", torch.float32, copy=copy)
+            out[theirs] = value.contiguous().view(shape)
         elif library != "torchaudio" or "input_quantizer" in name:
             homeless.append(name)
     if homeless:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -35,7 +35,8 @@ def read_file(path: Path, trust: bool) -> Any:
         raise ValueError(
             f"{path} holds an object of the class {stranger[1]}, not only data: to read it is to "
             "run code that came with the file, with all your rights. Only if you trust its makers "
-            "and the way it came to you: --trust-pickle (trust_pickle=True)"
+            "and the way it came to you: `w2v2dist import --trust-pickle` makes a run folder of it "
+            "(evaluate and export take the option, too; in Python trust_pickle=True)"
         ) from None
 
 
@@ -88,6 +89,23 @@ def _checked(path: Path, trust: bool) -> dict[str, Tensor]:
     return dict(weights)
 
 
+def renamed(
+    weights: Mapping[str, Tensor], rename: Callable[[str], str], source: str
+) -> dict[str, Tensor]:
+    """The weights under other names. Raises ValueError where two of one name differ."""
+    out: dict[str, Tensor] = {}
+    was: dict[str, str] = {}
+    for name, tensor in weights.items():
+        ours = rename(name)
+        if ours in out and not torch.equal(out[ours], tensor):
+            raise ValueError(
+                f"{source} has {was[ours]} and {name}, two names of one weight, with other values: "
+                "remove the one that is not meant"
+            )
+        out[ours], was[ours] = tensor, name
+    return out
+
+
 def are_weights(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
     """Whether it maps names to tensors."""
     return isinstance(content, Mapping) and all(
@@ -111,6 +129,8 @@ def read_json(path: Path, remedy: str = "fetch it again") -> dict[str, Any]:
 def damaged(path: Path, error: Exception) -> ValueError:
     """The error that says so."""
     reason = str(error).split("\n", 1)[0] or type(error).__name__
+    if "weights_only" in reason:  # torch's advice is to run what the file holds
+        reason = "torch cannot read it"
     return ValueError(
         f"{path} is truncated, damaged or no checkpoint ({reason}): compare its size with the "
         "source's and fetch it again"

@@ -9,6 +9,7 @@ from w2v2dist.data.source import open_index
 from w2v2dist.data.texts import count_symbols, read_labels
 from w2v2dist.runtime.distributed import World
 from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.training.run_folder import has_saved
 
 NAMED = ("letters", "phones")
 
@@ -30,14 +31,21 @@ def agreed_alphabet(config: FinetuneConfig, world: World) -> Alphabet:
 
 def training_alphabet(config: FinetuneConfig) -> Alphabet:
     """The alphabet of `data.tokens`. One made of texts, or of a file that is gone, is read from the
-    run folder once the run has it. Raises ValueError, OSError."""
+    run folder once the run has saved. Raises ValueError, OSError."""
     data, kept = config.data, Path(config.run_dir) / OURS
     path = Path(data.tokens)
+    if data.tokens == "letters" and data.units == "phones":
+        raise ConfigError(
+            "data.units is phones but data.tokens letters: name phones (TIMIT's), auto or a file"
+        )
     if data.tokens in NAMED:
         return alphabet(data.tokens, data.text)
     if data.tokens != "auto" and path.exists():
-        return read_alphabet(path, data.units, data.text).check()
-    if kept.exists():
+        found = read_alphabet(path, data.units, data.text).check()
+        if data.units == "phones" and found.units != "phones":
+            raise ConfigError(f"data.units is phones but the alphabet in {path} is of characters")
+        return found
+    if kept.exists() and has_saved(Path(config.run_dir)):
         return read_alphabet(kept)
     if data.tokens != "auto":
         raise ConfigError(

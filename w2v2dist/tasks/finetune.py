@@ -65,9 +65,14 @@ class FinetuneCollate:
         limit = self.model.num_frames if self.train else None
         targets = [] if rows is None else encode_labels(rows, self.alphabet, limit)
         if rows is None or not rows.keys:
+            # It has a mask, of nothing, where the others have one: every rank has the same set of
+            # gradients, or ZeRO exchanges buckets of different sizes
+            frames = self.model.num_frames(EMPTY_SAMPLES)
+            masked = self.train and self.model.mask_prob > 0
             return FinetuneBatch(
                 **empty_core(rows),
                 waveforms=empty_waveform(self.seed, EMPTY_SAMPLES),
+                mask=torch.zeros(1, frames, dtype=torch.bool) if masked else None,
                 targets=torch.tensor([int(self.alphabet.blank == 0)]),  # any but the blank
                 target_lengths=torch.tensor([1]),
                 texts=[""],

@@ -30,7 +30,8 @@ def load_pretrained(
     elif continued:
         head = "its output layer is continued: the alphabet is the same"
     else:
-        head = f"its output layer is left behind: it is on another alphabet ({opened.alphabet})"
+        what = opened.alphabet and f"it is on another alphabet ({opened.alphabet})"
+        head = f"its output layer is left behind: {what or 'its alphabet is not known'}"
     notes = [f"started from {opened.source} ({opened.kind}); {head}", *opened.notes]
     if opened.normalize is not None and opened.normalize != normalize:
         notes.append(

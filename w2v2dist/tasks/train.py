@@ -40,17 +40,18 @@ def open_source(config: Any) -> "SpeechSource":
 
 def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outcome":
     """Run one rank of a training."""
-    from w2v2dist.checkpoint import candidates
+    from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.runtime.distributed import World
     from w2v2dist.tasks import finetune, pretrain
     from w2v2dist.tasks.alphabet import agreed_alphabet
     from w2v2dist.training.loop import fit
+    from w2v2dist.training.run_folder import has_saved
     from w2v2dist.training.task import Task
 
     config = read_config(config_path, overrides)
     world = World.from_environment(config.loop.timeout_s)
     # A run that has saved needs its pre-trained model no more
-    resumes = bool(candidates(Path(config.run_dir) / "checkpoints"))
+    resumes = has_saved(Path(config.run_dir))
     task: Task
     try:
         if config.task == "pretrain":
@@ -59,7 +60,8 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
             tokens = agreed_alphabet(config, world)
             task = finetune.FinetuneTask(config, tokens, skip_pretrained=resumes)
         outcome = fit(config, task, world, flag)
-    except ValueError:  # all ranks have it; a group left open can end a process with abort()
+    except (ValueError, CheckpointError, OSError):
+        # All ranks have it; a group left open can end a process with abort()
         world.close()
         raise
     world.close()

@@ -60,7 +60,11 @@ class BadSamples:
 def most_frequent_fault(run_dir: Path) -> str:
     """Why most utterances were skipped and in which shard most of them lie, with their numbers."""
     logs = sorted((run_dir / "logs").glob("skipped-*.jsonl"))
-    skipped = {r["key"]: r for log in logs for r in read_jsonl(log)}.values()
+    return most_frequent([*{r["key"]: r for log in logs for r in read_jsonl(log)}.values()])
+
+
+def most_frequent(skipped: list[dict[str, Any]]) -> str:
+    """The same of records of skipped utterances."""
     said = {"the most frequent reason": Counter(NUMBER.sub("…", r["reason"]) for r in skipped)}
     said["the worst shard"] = Counter(Path(r["shard"]).name for r in skipped if "shard" in r)
     tops = [(what, *counts.most_common(1)[0]) for what, counts in said.items() if counts]

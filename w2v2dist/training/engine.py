@@ -102,7 +102,8 @@ class Engine:
             engine.optimizer.loss_scaler.raise_error_at_min_scale = False
 
     def _deepspeed_config(self, num_rounds: int) -> dict[str, Any]:
-        narrow = self.config.precision == "fp16"
+        # DeepSpeed has no stage 0 that accumulates the gradients of half precision in fp32
+        narrow = self.config.precision != "fp32"
         stage = max(self.config.zero_stage, 1) if narrow else self.config.zero_stage
         config: dict[str, Any] = {
             "train_batch_size": num_rounds * self.world.size,

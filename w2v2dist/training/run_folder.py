@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from w2v2dist import __version__
+from w2v2dist.checkpoint import candidates
 from w2v2dist.config import ConfigError, changeable, diff, merge, read_yaml, to_dict, to_yaml
 from w2v2dist.data.batch import Batch
 from w2v2dist.runtime.distributed import World
@@ -155,7 +156,8 @@ def prepare_run_folder(config: Any, fingerprint: str, records: Mapping[str, Any]
         )
     for name, record in records.items():
         path = run_dir / f"{name}.json"
-        if path.exists() and _read_json(path) != record:
+        # Before the first checkpoint nothing depends on it
+        if path.exists() and has_saved(run_dir) and _read_json(path) != record:
             raise ConfigError(
                 f"{run_dir} is a run with another {name} ({path}) than this configuration's: use "
                 f"another run_dir for a new run, or the old {name} to continue this one"
@@ -174,6 +176,11 @@ def prepare_run_folder(config: Any, fingerprint: str, records: Mapping[str, Any]
         "index_fingerprint": fingerprint,
     }
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def has_saved(run_dir: Path) -> bool:
+    """Whether a run has a checkpoint."""
+    return bool(candidates(run_dir / "checkpoints"))
 
 
 def _read_json(path: Path) -> Any:
