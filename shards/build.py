@@ -44,6 +44,7 @@ from shards.layouts import LAYOUTS, Problem, Recording, scan
 from w2v2dist.data.index_writer import ShardEntry, atomic, write_index
 
 BYTES_PER_SECOND = 18_600  # speech as 16 kHz FLAC, the mean of LibriSpeech
+LEAST_BYTES_PER_SECOND = 300  # of a codec for speech; a header that states more is wrong
 BYTES_PER_UTTERANCE = 2_560  # headers of two tar members, padding, labels
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -71,7 +72,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for the shards and their index")
     add("--layout", choices=LAYOUTS, default="auto", help="how files and labels are named")
     add("--shard-mb", type=float, default=512, help="size of a shard in MB (default 512)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    cores = len(os.sched_getaffinity(0))  # of this job, not of the machine
+    add("--workers", type=int, default=cores, help="processes (default: all cores it may use)")
     add("--name", help="start of the shards' names (default: the output folder's)")
     add("--max-bad-samples", type=int, default=100,
         help="stop when more recordings or texts cannot be used (default 100)")  # fmt: skip
@@ -114,14 +116,21 @@ def locked(output: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another build is writing to {output}: wait for it to end") from None
+        except OSError as error:  # Lustre without flock, NFS without a lock service
+            console.print(
+                f"note: {output} has no locks ({error.strerror}): let one build write to it"
+            )
         yield
 
 
 def build(args: argparse.Namespace) -> None:
     """Scan, plan, make missing shards, write the index and a summary. Raises ValueError."""
-    recordings, problems, layouts = scan(args.input, args.layout, args.clean_text)
-    found = ", ".join(f"{p} ({name})" for p, name in zip(args.input, layouts, strict=True))
+    scanned = scan(args.input, args.layout, args.clean_text)
+    recordings, problems = scanned.recordings, scanned.problems
+    found = ", ".join(f"{p} ({name})" for p, name in zip(args.input, scanned.layouts, strict=True))
     console.print(f"{len(recordings)} recordings in {found}", markup=False)
+    for note in scanned.notes:
+        console.print(f"note: {note}", markup=False)
     plan = make_plan(args, recordings)
     reports: dict[int, ShardReport] = {}
     for k in range(len(plan.groups)):
@@ -143,7 +152,7 @@ def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
     settings = {"name": args.name, "shard_mb": args.shard_mb, "clean_text": args.clean_text}
     listing = hashlib.sha256()
     for r in recordings:  # not the path: the input may have moved
-        listing.update(repr((r.key, r.source, r.num_bytes, r.text, r.speaker, r.phones)).encode())
+        listing.update(repr(r.identity).encode())
     settings["recordings"] = listing.hexdigest()[:16]
     path = args.output / ".build" / "plan.json"
     if path.exists():
@@ -169,11 +178,15 @@ def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
 
 
 def _seconds(recording: Recording) -> float:
-    """Duration by the file's header; 0 where it cannot be read, which the worker will report."""
+    """Duration by the file's header, as far as its size allows it; 0 where it cannot be read, which
+    the worker will report."""
+    if recording.duration is not None:
+        return recording.duration
     try:
-        return float(soundfile.info(recording.path).duration)
-    except (soundfile.SoundFileError, OSError):
+        stated = float(soundfile.info(recording.path).duration)
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
         return 0.0
+    return min(stated, recording.num_bytes / LEAST_BYTES_PER_SECOND)
 
 
 def group(seconds: list[float], shard_bytes: float) -> list[tuple[int, int]]:
@@ -270,7 +283,8 @@ def finish(
     bad = check_bad(args, problems, reports)
     shards = [k for k in sorted(reports) if reports[k].entry is not None]
     if not shards:
-        raise ValueError(f"no recording could be used: see {args.output / 'skipped.jsonl'}")
+        first = f" ({bad[0].source}: {bad[0].reason})" if bad else ""
+        raise ValueError(f"no recording could be used{first}: see {args.output / 'skipped.jsonl'}")
     summary: dict[str, Any] = {
         "hours": 0.0,
         "utterances": 0,
@@ -309,6 +323,12 @@ def finish(
     if summary["texts_dropped_by_cutting"]:
         console.print("warning: cut recordings lost their text, whose alignment is unknown",
                       style="yellow")  # fmt: skip
+    if not summary["with_text"]:
+        console.print(
+            "note: no text was found, and none is needed for pre-training. Texts are read from "
+            "NAME.txt beside NAME.wav, *.trans.txt, or a table, which --input may name",
+            style="yellow",
+        )
     console.print(f"wrote {args.output / 'index.json'} (fingerprint {fingerprint})", markup=False)
 
 

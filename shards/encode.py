@@ -14,7 +14,7 @@ import webrtcvad
 from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
-from shards.layouts import Problem, Recording
+from shards.recordings import Problem, Recording
 from w2v2dist.data.audio import (
     SAMPLE_RATE,
     BadSample,
@@ -106,7 +106,7 @@ def _samples(
     recording: Recording, report: ShardReport
 ) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """(key, FLAC, label) of each piece of a recording. Raises BadSample before the first."""
-    waveform = load_any(recording.path)
+    waveform = load_any(recording.path, recording.offset, recording.duration)
     num_samples = len(waveform)
     if num_samples < MIN_SAMPLES:
         raise BadSample(f"too short: {num_samples} samples at 16 kHz, the least is {MIN_SAMPLES}")
@@ -126,6 +126,8 @@ def _samples(
         key = recording.key if whole else f"{recording.key}+{number:04d}"
         label = {"key": key, "num_samples": end - start}
         label |= {"seconds": round((end - start) / SAMPLE_RATE, 3), "source": recording.source}
+        if recording.offset is not None:
+            label["offset"] = recording.offset
         if not whole:
             label |= {"start": start, "speaker": recording.speaker}
         else:
@@ -141,7 +143,7 @@ def _samples(
 
 def _original(recording: Recording, num_samples: int) -> bytes | None:
     """The file itself where it is the FLAC that we would write: 16 kHz, mono, 16 bit."""
-    if not recording.path.lower().endswith(".flac"):
+    if not recording.path.lower().endswith(".flac") or recording.offset is not None:
         return None
     data = Path(recording.path).read_bytes()
     # STREAMINFO: 20 bits rate, 3 bits channels - 1, 5 bits bits - 1

@@ -2,83 +2,77 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
+from shards.manifests import find_table, manifest
+from shards.recordings import (
+    AUDIO,
+    Problem,
+    Recording,
+    Remarks,
+    audio_files,
+    lines_of,
+    read_text,
+    walk,
+)
 from w2v2dist.data.text import clean_text
 
-LAYOUTS = ("auto", "folder", "librispeech", "librilight", "timit", "manifest")
-# What libsndfile reads, then what people have and it does not read: those are named as unreadable.
-READABLE = "flac wav mp3 ogg oga opus aif aiff aifc au snd caf w64 rf64 sph nist"
-UNREADABLE = "m4a mp4 aac wma amr webm"
-AUDIO = {f".{suffix}" for suffix in f"{READABLE} {UNREADABLE}".split()}
-MANIFESTS = ("manifest.tsv", "manifest.jsonl")
+LAYOUTS = (
+    "auto", "folder", "librispeech", "librilight", "timit", "manifest", "commonvoice", "nemo",
+    "voxpopuli", "mls", "libritts",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
-    """One audio file and its labels; `source`: its path in the input, `key`: its name in a tar."""
+class Scan:
+    """All recordings of the inputs, what is wrong with them, and the layout of each input."""
 
-    key: str
-    path: str
-    source: str
-    num_bytes: int
-    text: str | None = None
-    speaker: str | None = None
-    phones: str | None = None
+    recordings: list[Recording]
+    problems: list[Problem]
+    layouts: list[str]
+    notes: list[str]
 
 
-class Problem(NamedTuple):
-    """Something that was left out, and why."""
-
-    source: str
-    reason: str
-
-
-def scan(
-    inputs: Sequence[Path], layout: str, clean: bool = False
-) -> tuple[list[Recording], list[Problem], list[str]]:
-    """All recordings of `inputs`, what is wrong with their labels, and the layout of each input.
-
-    The order is that of a hash of the key, so that every shard is a fair sample of the corpus.
-    Raises ValueError where an input is missing or holds no audio.
-    """
+def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
+    """Look through `inputs`. The order is that of a hash of the key, so that every shard is a fair
+    sample of the corpus. Raises ValueError where an input is missing or holds no audio."""
     found: list[Recording] = []
-    problems: list[Problem] = []
-    layouts = []
+    remarks, layouts = Remarks(), []
     for number, root in enumerate(inputs):
         if not root.exists():
             raise ValueError(f"--input {root} does not exist: name a folder of recordings")
         name = detect(root) if layout == "auto" else layout
         layouts.append(name)
-        here = list(READERS[name](root, problems))
+        here = list(READERS[name](root, remarks))
         if not here:
-            raise ValueError(_nothing_found(root, name))
+            raise ValueError(_nothing_found(root, name, remarks))
         found += [replace(r, key=f"{number}/{r.key}") for r in here]
     recordings = _unique_keys(found)
     if clean:
         recordings = [replace(r, text=r.text and clean_text(r.text)) for r in recordings]
     recordings.sort(key=lambda r: (hashlib.sha256(r.key.encode()).digest(), r.key))
-    return recordings, problems, layouts
+    return Scan(recordings, remarks.problems, layouts, remarks.notes)
 
 
 def detect(root: Path) -> str:
     """The layout of an input, from its file names."""
-    if root.is_file() or any((root / name).is_file() for name in MANIFESTS):
+    if root.is_file() or find_table(root) is not None:
         return "manifest"
-    names = [name for _, name in _walk(root)]
+    names = [name for _, name in walk(root)]
     lower = {name.lower() for name in names}
     stems = [Path(n).stem for n in names if Path(n).suffix.lower() in AUDIO]
     if any(name.endswith(".phn") for name in lower):
         return "timit"
+    if any(name.endswith(".normalized.txt") for name in lower):
+        return "libritts"
+    if "transcripts.txt" in lower and (root / "audio").is_dir():
+        return "mls"
     if stems and all(re.fullmatch(r"\d+-\d+-\d+", stem) for stem in stems):
         return "librispeech"
     if stems and all(f"{stem}.json".lower() in lower for stem in stems):
@@ -86,32 +80,17 @@ def detect(root: Path) -> str:
     return "folder"
 
 
-def _nothing_found(root: Path, layout: str) -> str:
+def _nothing_found(root: Path, layout: str, remarks: Remarks) -> str:
+    left_out = f"; of {len(remarks.problems)} left out the first is " if remarks.problems else ""
+    left_out += ": ".join(remarks.problems[0]) if remarks.problems else ""
     if root.is_file():
-        return f"the manifest {root} lists no recordings"
-    kinds = Counter(Path(name).suffix or "no suffix" for _, name in _walk(root)).most_common(3)
+        return f"the manifest {root} lists no recordings{left_out}"
+    kinds = Counter(Path(name).suffix or "no suffix" for _, name in walk(root)).most_common(3)
     seen = ", ".join(f"{count} × {kind}" for kind, count in kinds) or "nothing"
     return (
-        f"--input {root} holds no audio in layout {layout} (found {seen}): name a folder with "
-        "audio files such as .flac, .wav, .mp3 or .ogg, or another --layout"
+        f"--input {root} holds no audio in layout {layout} (found {seen}{left_out}): name a folder "
+        "with audio files such as .flac, .wav, .mp3 or .ogg, or another --layout"
     )
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, str]]:
-    """(folder, name) of every file that is not hidden, in order; follows links, no circles."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from ((Path(folder), name) for name in sorted(names) if not name.startswith("."))
-
-
-def _audio(root: Path) -> list[Path]:
-    return [f / name for f, name in _walk(root) if Path(name).suffix.lower() in AUDIO]
 
 
 def _recording(root: Path, path: Path, key: str | None = None) -> Recording:
@@ -120,26 +99,17 @@ def _recording(root: Path, path: Path, key: str | None = None) -> Recording:
     return Recording(key=key, path=str(path), source=source, num_bytes=path.stat().st_size)
 
 
-def _read(path: Path, root: Path, problems: list[Problem]) -> str:
-    """The content of a text file; "" and a problem where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        problems.append(Problem(path.relative_to(root).as_posix(), "text is not UTF-8"))
-        return ""
-
-
-def _folder(root: Path, problems: list[Problem], corpus: bool = False) -> Iterator[Recording]:
+def _folder(root: Path, remarks: Remarks, corpus: bool = False) -> Iterator[Recording]:
     """Any folder: text from STEM.txt beside the audio, or from *.trans.txt with lines `STEM TEXT`.
 
     `corpus`: LibriSpeech, whose file names SPEAKER-CHAPTER-NUMBER tell the speaker and are unique.
     """
-    audio = _audio(root)
+    audio = audio_files(root, remarks)
     texts: dict[tuple[Path, str], tuple[Path, str]] = {}
-    for folder, name in _walk(root):
+    for folder, name in walk(root):
         path = folder / name
         if name.endswith(".trans.txt"):
-            for line in _read(path, root, problems).splitlines():
+            for line in lines_of(read_text(path, root, remarks)):
                 stem, _, text = line.strip().partition(" ")
                 if stem:
                     texts[folder, stem] = (path, text.strip())
@@ -153,7 +123,7 @@ def _folder(root: Path, problems: list[Problem], corpus: bool = False) -> Iterat
         used.add((path.parent, path.stem))
         transcript, text = texts.get((path.parent, path.stem), (None, ""))
         if transcript is not None and not transcript.name.endswith(".trans.txt"):
-            text = " ".join(_read(transcript, root, problems).split())
+            text = " ".join(read_text(transcript, root, remarks).split())
         recording = _recording(root, path, path.stem if corpus else None)
         speaker = path.stem.split("-")[0] if corpus and "-" in path.stem else None
         yield replace(recording, text=text or None, speaker=speaker)
@@ -164,32 +134,32 @@ def _folder(root: Path, problems: list[Problem], corpus: bool = False) -> Iterat
         in_list = path.name.endswith(".trans.txt")
         if in_list or (folder in folders and not other.match(stem)):
             where = path.relative_to(root).as_posix() + (f": {stem}" if in_list else "")
-            problems.append(Problem(where, "text without audio"))
+            remarks.problems.append(Problem(where, "text without audio"))
 
 
-def _librispeech(root: Path, problems: list[Problem]) -> Iterator[Recording]:
+def _librispeech(root: Path, remarks: Remarks) -> Iterator[Recording]:
     """SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac with SPEAKER-CHAPTER.trans.txt."""
-    return _folder(root, problems, corpus=True)
+    return _folder(root, remarks, corpus=True)
 
 
-def _librilight(root: Path, problems: list[Problem]) -> Iterator[Recording]:
+def _librilight(root: Path, remarks: Remarks) -> Iterator[Recording]:
     """SPLIT/SPEAKER/BOOK/NAME.flac with NAME.json (speaker, voice activity to cut by)."""
-    for path in _audio(root):
+    for path in audio_files(root, remarks):
         speaker = path.parent.parent.name
         meta = path.with_suffix(".json")
         if meta.exists():
             try:
-                speaker = str(json.loads(_read(meta, root, problems)).get("speaker", speaker))
+                speaker = str(json.loads(read_text(meta, root, remarks)).get("speaker", speaker))
             except (ValueError, AttributeError):
                 where = meta.relative_to(root).as_posix()
-                problems.append(Problem(where, "metadata is not a JSON object"))
+                remarks.problems.append(Problem(where, "metadata is not a JSON object"))
         yield replace(_recording(root, path), speaker=speaker)
 
 
-def _timit(root: Path, problems: list[Problem]) -> Iterator[Recording]:
+def _timit(root: Path, remarks: Remarks) -> Iterator[Recording]:
     """DRn/SPEAKER/NAME.WAV (or drn-SPEAKER/NAME.flac) with NAME.PHN, .WRD and .TXT, in any case."""
     heard = set()
-    for path in _audio(root):
+    for path in audio_files(root, remarks):
         stem = path.name.partition(".")[0]
         if (path.parent, stem.lower()) in heard:  # SA1.WAV.wav: a converted copy of SA1.WAV
             continue
@@ -198,7 +168,7 @@ def _timit(root: Path, problems: list[Problem]) -> Iterator[Recording]:
         labels = {
             kind: [
                 line.split(maxsplit=2)[2]
-                for line in _read(file, root, problems).splitlines()
+                for line in lines_of(read_text(file, root, remarks))
                 if len(line.split(maxsplit=2)) == 3
             ]
             for kind in ("phn", "wrd", "txt")
@@ -212,58 +182,44 @@ def _timit(root: Path, problems: list[Problem]) -> Iterator[Recording]:
         phones = " ".join(labels.get("phn", []))
         speaker = region.rpartition("-")[2]
         yield replace(recording, text=text or None, speaker=speaker, phones=phones or None)
-    for folder, name in _walk(root):
+    for folder, name in walk(root):
         if name.lower().endswith(".phn") and (folder, Path(name).stem.lower()) not in heard:
             where = (folder / name).relative_to(root).as_posix()
-            problems.append(Problem(where, "text without audio"))
+            remarks.problems.append(Problem(where, "text without audio"))
 
 
-def _manifest(root: Path, problems: list[Problem]) -> Iterator[Recording]:
-    """A TSV with a header, or JSON lines: path (from the table's folder), text, speaker, phones."""
-    if root.is_file():
-        table = root
-    else:
-        table = next((root / n for n in MANIFESTS if (root / n).is_file()), root / MANIFESTS[0])
-    if not table.is_file():
-        raise ValueError(
-            f"--input {root} has no manifest.tsv or manifest.jsonl: name the file itself"
-        )
-    lines = table.read_text(encoding="utf-8-sig").splitlines()
-    try:
-        if table.suffix == ".jsonl":
-            rows = [json.loads(line) for line in lines if line.strip()]
-        else:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        paths = [Path(row["path"]) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"manifest {table} cannot be read ({type(error).__name__}: {error}): it must be a TSV "
-            "file whose first line names the columns (path, text, speaker, phones; only path is "
-            "required), or a .jsonl file of objects with these keys"
-        ) from None
-    for path, row in zip(paths, rows, strict=True):
-        labels = {
-            k: str(row[k]) for k in ("text", "speaker", "phones") if row.get(k) not in (None, "")
-        }
-        where = table.parent / path  # an absolute path stays
-        if not where.is_file():
-            problems.append(Problem(path.as_posix(), "text without audio: the file does not exist"))
-            continue
-        yield Recording(
-            key=path.as_posix().removesuffix(path.suffix),
-            path=str(where),
-            source=path.as_posix(),
-            num_bytes=where.stat().st_size,
-            **labels,
-        )
+def _mls(root: Path, remarks: Remarks) -> Iterator[Recording]:
+    """audio/SPEAKER/BOOK/SPEAKER_BOOK_NUMBER.flac; transcripts.txt with lines `NAME<TAB>TEXT`."""
+    texts = dict(
+        line.split("\t", 1)
+        for path in sorted(root.glob("**/transcripts.txt"))
+        for line in lines_of(read_text(path, root, remarks))
+        if "\t" in line
+    )
+    for path in audio_files(root, remarks):
+        text, speaker = texts.pop(path.stem, None), path.stem.split("_")[0]
+        yield replace(_recording(root, path, path.stem), text=text or None, speaker=speaker)
+    for stem in sorted(texts):
+        remarks.leave_out(root / "transcripts.txt", root, f"text without audio: {stem}")
 
 
-READERS: dict[str, Callable[[Path, list[Problem]], Iterator[Recording]]] = {
+def _libritts(root: Path, remarks: Remarks) -> Iterator[Recording]:
+    """SPEAKER/CHAPTER/NAME.wav with NAME.normalized.txt (else NAME.original.txt)."""
+    for path in audio_files(root, remarks):
+        beside = (path.with_name(f"{path.stem}.{kind}.txt") for kind in ("normalized", "original"))
+        texts = [read_text(file, root, remarks) for file in beside if file.is_file()]
+        text, speaker = " ".join(texts[0].split()) if texts else "", path.stem.split("_")[0]
+        yield replace(_recording(root, path), text=text or None, speaker=speaker)
+
+
+READERS: dict[str, Callable[[Path, Remarks], Iterator[Recording]]] = {
     "folder": _folder,
     "librispeech": _librispeech,
     "librilight": _librilight,
     "timit": _timit,
-    "manifest": _manifest,
+    "mls": _mls,
+    "libritts": _libritts,
+    **dict.fromkeys(("manifest", "commonvoice", "nemo", "voxpopuli"), manifest),
 }
 
 

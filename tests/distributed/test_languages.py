@@ -24,7 +24,7 @@ from w2v2dist.data.text import TextConfig
 from w2v2dist.data.texts import count_symbols
 from w2v2dist.decode.evaluate import evaluate
 from w2v2dist.interop import open_model
-from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.runtime.logging import console, read_jsonl
 
 # What tests/speech.py can say, in other languages
 WORDS = ("ONE", "TWO", "THREE", "FOUR", "SEVEN", "TEN")
@@ -230,7 +230,7 @@ def test_another_spelling_letter_for_letter_trains_the_same_to_the_bit(tmp_path:
 def test_the_symbols_of_shards_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)
     words = dict(zip(WORDS, SPELLED["russian"], strict=True))
     shards = spoken(tmp_path / "ru", words, " ", " 5 оk")  # a Cyrillic о before a Latin k
     output = tmp_path / "ru.txt"

@@ -92,10 +92,13 @@ def test_formats(tmp_path: Path, kind: str) -> None:
     assert abs(np.argmax(spectrum) * 16_000 / len(out) - 440) < 2
 
 
-@pytest.mark.parametrize("kind", ["WAV", "FLAC", "AIFF", "AU", "W64", "NIST", "CAF", "MP3"])
+@pytest.mark.parametrize(
+    "kind", ["WAV", "FLAC", "AIFF", "AU", "W64", "NIST", "CAF", "MP3", "OGG", "OPUS", "RF64"]
+)
 def test_truncated_files_are_noticed(tmp_path: Path, noise: Waveform, kind: str) -> None:
     path = tmp_path / "a.x"
-    soundfile.write(path, noise, 16_000, format=kind)
+    container, subtype = ("OGG", "OPUS") if kind == "OPUS" else (kind, None)
+    soundfile.write(path, noise / 4, 16_000, format=container, subtype=subtype)
     load_any(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     with pytest.raises(BadSample, match=r"truncated|unreadable"):
@@ -124,3 +127,81 @@ def test_streamed_wav_of_unknown_size_is_whole(tmp_path: Path, noise: Waveform) 
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"  # what ffmpeg writes to a pipe
     path.write_bytes(data)
     np.testing.assert_array_equal(load_any(path), noise)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "FLAC", "OGG", "OPUS", "MP3"])
+def test_joined_files_are_read_to_their_end(tmp_path: Path, noise: Waveform, kind: str) -> None:
+    container, subtype = ("OGG", "OPUS") if kind == "OPUS" else (kind, None)
+    content = b""
+    for name, wave in (("a", noise / 4), ("b", noise[:16_000] / 4), ("c", noise / 8)):
+        path = tmp_path / name
+        soundfile.write(path, wave, 16_000, format=container, subtype=subtype)
+        content += path.read_bytes()
+    each = [load_any(tmp_path / name) for name in "abc"]
+    (tmp_path / "joined").write_bytes(content)
+    np.testing.assert_array_equal(load_any(tmp_path / "joined"), np.concatenate(each))
+    assert sum(map(len, each)) > 78_000
+
+
+def test_lengths_that_headers_do_not_state(tmp_path: Path, noise: Waveform) -> None:
+    """The decoded stream decides: MP3 without its first frame, FLAC to a pipe, WAV sizes."""
+    pauses = np.concatenate([noise * 1e-3, np.zeros(40_000, np.float32), noise, noise])
+    options = {"bitrate_mode": "VARIABLE", "compression_level": 0.5}
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, pauses / 4, 16_000, format="MP3", **options)
+    whole, content = load_any(path), path.read_bytes()
+    (second,) = {content.find(content[:2], 20 + at) for at in (0,)}  # behind the frame with Xing
+    path.write_bytes(content[second:])
+    assert abs(len(load_any(path)) - len(whole)) < 2 * 1_152
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise, 16_000)
+    flac = bytearray(path.read_bytes())
+    flac[21] &= 0xF0
+    flac[22:42] = bytes(20)
+    path.write_bytes(flac)
+    np.testing.assert_array_equal(load_any(path), noise)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise, 16_000)
+    riff = bytearray(path.read_bytes())
+    riff[4:8] = len(riff).to_bytes(4, "little")  # the file's length, not that of the rest
+    path.write_bytes(riff)
+    np.testing.assert_array_equal(load_any(path), noise)
+    riff[4:8], riff[40:44] = (36).to_bytes(4, "little"), bytes(4)  # the recorder died
+    path.write_bytes(riff)
+    np.testing.assert_array_equal(load_any(path), noise)
+
+
+def test_values_that_are_not_what_they_seem(tmp_path: Path, noise: Waveform) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise * 32_767, 16_000, subtype="FLOAT")
+    with pytest.raises(BadSample, match=r"out of range: .* divide them by 32768"):
+        load_any(path)
+    soundfile.write(path, noise * 1.5, 16_000, subtype="FLOAT")  # a loud mix
+    np.testing.assert_allclose(load_any(path), noise * 1.5)
+    opposite = np.stack([noise, -noise * 0.995], axis=1)
+    soundfile.write(path, opposite / 2, 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_any(path), noise / 2)  # the louder channel
+    soundfile.write(path, np.stack([noise / 2, noise / 4], axis=1), 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_any(path), noise * 0.375)
+
+
+def test_segments(tmp_path: Path, noise: Waveform) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise, 16_000)
+    np.testing.assert_array_equal(load_any(path, 0.5, 1.0), noise[8_000:24_000])
+    np.testing.assert_array_equal(load_any(path, 1.5), noise[24_000:])
+    np.testing.assert_array_equal(load_any(path, 1.5, 0.51), noise[24_000:])  # rounded
+    for offset, duration in ((2.5, None), (1.5, 2.0), (-1.0, 1.0)):
+        with pytest.raises(BadSample, match="out of range: a segment from"):
+            load_any(path, offset, duration)
+
+
+def test_unreadable_files_name_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(bytes(1000))
+    with pytest.raises(BadSample, match="without a header has no rate: convert it to WAV"):
+        load_any(tmp_path / "a.raw")
+    head = b"NIST_1A\n   1024\nsample_rate -i 16000\nchannel_count -i 1\nsample_n_bytes -i 2\n"
+    head += b"sample_count -i 100\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n"
+    (tmp_path / "a.sph").write_bytes(head.ljust(1024) + b"ajkg\x02" + bytes(100))
+    with pytest.raises(BadSample, match="SPHERE with the codec shorten: convert it with sph2pipe"):
+        load_any(tmp_path / "a.sph")

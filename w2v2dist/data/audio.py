@@ -1,5 +1,6 @@
 """Audio files and FLAC bytes to float32 waveforms, 16 kHz mono, and back."""
 
+import contextlib
 import io
 import math
 import re
@@ -9,10 +10,15 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from w2v2dist.data import containers
+
 SAMPLE_RATE = 16_000
 # Peak to peak, of a full scale of 2: a thirtieth of one step of 16 bits. What a microphone records
 # has its own noise at least, however faint; under this is what a computer filled in: one value.
 SILENCE = 1e-6
+
+OPPOSITE = 1e-4  # of the loudest channel's power: less in the mean of the channels is cancelled
+LOUDEST = 8.0  # of full scale 1: floats of a loud mix go beyond 1, not so far
 
 Waveform = NDArray[np.float32]
 
@@ -79,40 +85,102 @@ def flac_num_samples(head: bytes) -> int:
     return ((head[21] & 15) << 32) | int.from_bytes(head[22:26], "big")
 
 
-def load_any(path: str | Path) -> Waveform:
+def load_any(
+    path: str | Path, offset: float | None = None, duration: float | None = None
+) -> Waveform:
     """Read a file of any format, rate and channel count that libsndfile knows: (S,) float32 at 16
-    kHz, the mean of the channels. Raises BadSample: unreadable, truncated, empty or not finite."""
-    blocks = []
+    kHz, the mean of the channels; with `offset` the segment from there on, of `duration` seconds or
+    to the end. Raises BadSample: unreadable, truncated, empty, not finite, out of range."""
+    path = Path(path)
     try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate, stated = file.samplerate, file.frames
-            cut_short = _cut_short(Path(path), file)
-            while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
-                blocks.append(block.mean(axis=1) if block.shape[1] > 1 else block[:, 0])
-    except (soundfile.SoundFileError, OSError) as error:
-        raise BadSample(f"unreadable: {str(error).replace(str(path), Path(path).name)}") from None
-    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if cut_short or len(waveform) < stated:
+        joined = containers.parts(path) if offset is None else []
+        if joined:
+            return np.concatenate([_decoded(path, io.BytesIO(part)) for part in joined])
+        return _decoded(path, containers.unfinished(path), offset, duration)
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, BadSample):
+            raise
+        raise BadSample(f"unreadable: {_why(path, error)}") from None
+
+
+def _decoded(
+    path: Path,
+    content: io.BytesIO | None,
+    offset: float | None = None,
+    duration: float | None = None,
+) -> Waveform:
+    """The same of one file, or of what takes its place."""
+    with soundfile.SoundFile(content or str(path)) as file:
+        if content is None and (whole := containers.without_length(path, file)):
+            return _decoded(path, whole, offset, duration)
+        rate, stated = file.samplerate, file.frames
+        cut_short = offset is None and content is None and containers.cut_short(path, file)
+        left = math.inf if offset is None else _seek(file, offset, duration)
+        waveform, loudest = _mix(file, left)
+        if loudest is not None:  # the channels cancel each other
+            file.seek(0)
+            left = math.inf if offset is None else _seek(file, offset, duration)
+            waveform, _ = _mix(file, left, loudest)
+    if cut_short or (offset is None and len(waveform) < stated):
         raise BadSample(f"truncated: {len(waveform)} samples, fewer than its header states")
     if not len(waveform):
         raise BadSample("empty: no samples")
-    if not np.isfinite(waveform).all():
-        raise BadSample("holds NaN or infinite samples")
+    check_range(waveform)
     return waveform if rate == SAMPLE_RATE else resample(waveform, rate)
 
 
-def _cut_short(path: Path, file: soundfile.SoundFile) -> bool:
-    """Whether an uncompressed file is shorter than its header states, which libsndfile hides."""
-    if file.format == "NIST":
-        with path.open("rb") as raw:
-            stated = re.search(rb"sample_count -i (\d+)", raw.read(1024))
-        return stated is not None and file.frames < int(stated[1])
-    # Its log has lines like "data : 62880 (should be 31418)" for the other formats. Sizes of 2 GiB
-    # and more come from programs that stream and do not know the size.
-    line = re.compile(r"(?:data|ssnd|riff|size)\s*: (\d+) \(should be (\d+)\)", re.IGNORECASE)
-    return any(
-        int(there) < int(stated) < 0x7FFF0000 for stated, there in line.findall(file.extra_info)
-    )
+def _mix(
+    file: soundfile.SoundFile, left: float, channel: int | None = None
+) -> tuple[Waveform, int | None]:
+    """Up to `left` samples, the mean of the channels or one of them; and the loudest channel where
+    they are opposite, so that their mean is next to nothing."""
+    blocks, power, mixed = [], np.zeros(file.channels), 0.0
+    while left and len(block := file.read(int(min(1 << 20, left)), "float32", always_2d=True)):
+        one = channel if channel is not None else 0 if file.channels == 1 else None
+        blocks.append(block.mean(axis=1) if one is None else block[:, one])
+        power += np.square(block, dtype=np.float64).sum(axis=0)
+        mixed += float(np.square(blocks[-1], dtype=np.float64).sum())
+        left -= len(block)
+    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    opposite = channel is None and file.channels > 1 and mixed < OPPOSITE * power.max()
+    return waveform, int(power.argmax()) if opposite else None
+
+
+def check_range(waveform: Waveform) -> None:
+    """Raise BadSample where samples are not finite or beyond full scale as no recording's are:
+    floats in another unit, which 16 bits would clip to a square wave."""
+    if not np.isfinite(waveform).all():
+        raise BadSample("holds NaN or infinite samples")
+    if (peak := float(np.abs(waveform).max())) > LOUDEST:
+        raise BadSample(
+            f"out of range: its loudest sample is {peak:g}, where full scale is 1. If they are in "
+            "the range of 16 bits, divide them by 32768 (sox: vol 0.000030517578)"
+        )
+
+
+def _seek(file: soundfile.SoundFile, offset: float, duration: float | None) -> float:
+    """Go to a segment; how many samples it has. Raises BadSample where it is not in the file."""
+    rate, length = file.samplerate, file.frames / file.samplerate
+    start = round(offset * rate)
+    stop = file.frames if duration is None else start + round(duration * rate)
+    if not 0 <= start < file.frames or stop > file.frames + rate // 2:  # rounded in the table
+        end = "its end" if duration is None else f"{offset + duration:g} s"
+        raise BadSample(f"out of range: a segment from {offset:g} s to {end}, of {length:.3f} s")
+    file.seek(start)
+    return float(min(stop, file.frames) - start)
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in words that name the remedy where there is one."""
+    if isinstance(error, TypeError):  # of soundfile: it asks for the rate
+        return "a file without a header has no rate: convert it to WAV"
+    with contextlib.suppress(OSError), path.open("rb") as raw:
+        head = raw.read(1024)
+        if head.startswith(b"NIST_1A") and (coding := re.search(rb"embedded-(\w+)", head)):
+            return f"NIST SPHERE with the codec {coding[1].decode()}: convert it with sph2pipe"
+    text = str(error).replace(str(path), path.name)
+    convert = " (convert it with ffmpeg)" if "unimplemented" in text or "unknown" in text else ""
+    return f"{text}{convert}"
 
 
 def resample(waveform: Waveform, rate: int) -> Waveform:

@@ -73,7 +73,7 @@ def iterate(
 ) -> Generator[Any, None, None]:
     """Batches of `items` in order, made by `num_workers` processes, each up to `prefetch` ahead.
     Close the generator to end the workers."""
-    workers = min(num_workers, os.cpu_count() or 1)
+    workers = min(num_workers, len(os.sched_getaffinity(0)))
     loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_size=None,
