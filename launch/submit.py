@@ -97,7 +97,13 @@ def _run(args: argparse.Namespace) -> int:
     try:
         job = executor.submit(TrainJob(str(snapshot(config, run_dir))))
     except Exception as error:  # submitit wraps what sbatch said in an exception of its own
-        print(f"submit.py: sbatch refused the job: {error}", file=sys.stderr)
+        said = " ".join(str(error).split())
+        if re.search("contact slurm controller|Connection refused|load configuration", said, re.I):
+            said += (
+                ": Slurm's controller does not answer: this may be no login node of the cluster; "
+                "--local runs here, --dry-run prints the script"
+            )
+        print(f"submit.py: sbatch refused the job: {said}", file=sys.stderr)
         return 1
     log = job.paths.stdout
     print(

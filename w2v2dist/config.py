@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
+import re
 import types
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -11,6 +13,46 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 T = TypeVar("T")
+TAGS = ("int", "float", "timestamp")  # of YAML 1.1, which Loader reads in its own way
+
+
+class _Int(int):
+    """A whole number that remembers how it was written: in a field of text that is its value."""
+
+    text: str
+
+
+class _Float(float):
+    text: str
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as people mean it: 24:00:00 is no number of base 60, 0010 none of base 8, and
+    2026-11-21 no date but text."""
+
+    # A copy: the lists of the base class stay
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.split(":")[-1] not in TAGS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _construct(loader: Loader, node: yaml.ScalarNode) -> Any:
+    out: Any
+    if node.tag.endswith("int"):
+        out = _Int(loader.construct_yaml_int(node))
+    else:
+        out = _Float(loader.construct_yaml_float(node))
+    out.text = node.value
+    return out
+
+
+INT = r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"
+FLOAT = r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.[0-9_]+)$|\.nan$"
+for _tag, _pattern in (("int", INT), ("float", FLOAT)):
+    _name = f"tag:yaml.org,2002:{_tag}"
+    Loader.add_implicit_resolver(_name, re.compile(_pattern), list("-+.0123456789"))
+    Loader.add_constructor(_name, _construct)
 
 
 class ConfigError(ValueError):
@@ -21,7 +63,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML file, over the file that its `base:` key names by a path relative to it."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -44,8 +86,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def parse_overrides(overrides: list[str]) -> dict[str, Any]:
-    """`["data.seed=1", "model.num_layers=2"]` to nested mappings; values are read as YAML."""
+def parse_overrides(overrides: list[str], cls: type[Any] | None = None) -> dict[str, Any]:
+    """`["data.seed=1", "model.num_layers=2"]` to nested mappings; values are read as YAML, those of
+    keys that are text in `cls` as they are written. Raises ConfigError."""
     out: dict[str, Any] = {}
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -53,11 +96,46 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"override {text!r} must have the form key=value, for example data.num_workers=4"
             )
-        node: Any = yaml.safe_load(value) if value else None
+        node: Any = None
+        if _is_text(cls, key) and value not in ("", "null", "~"):
+            node = value
+        elif value:
+            try:
+                node = yaml.load(value, Loader)
+            except yaml.YAMLError as error:
+                reason = str(error).split("\n")[0]
+                raise ConfigError(f"override {text!r} has no value of YAML: {reason}") from None
         for part in reversed(key.split(".")):
             node = {part: node}
         out = merge(out, node)
     return out
+
+
+def _is_text(cls: type[Any] | None, key: str) -> bool:
+    """Whether a dotted key is of text."""
+    hint: Any = cls
+    for part in key.split("."):
+        hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return hint is str or str in get_args(hint)
+
+
+def expand_paths(config: T, prefix: str = "") -> T:
+    """The configuration with ~ and $VARIABLES in its paths (fields of `path`) replaced. Raises
+    ConfigError for a variable that is not set."""
+    changed: dict[str, Any] = {}
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, key = getattr(config, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            changed[item.name] = expand_paths(value, f"{key}.")
+        elif item.metadata.get("path") and isinstance(value, str):
+            names = [os.path.expanduser(os.path.expandvars(name)) for name in value.split(",")]
+            changed[item.name] = ",".join(names)
+            if unset := re.search(r"\$\{?\w+\}?", changed[item.name]):
+                raise ConfigError(
+                    f"{key} is {value!r}, but the environment has no {unset[0]}: set it, or write "
+                    "the path itself"
+                )
+    return dataclasses.replace(config, **changed) if changed else config  # type: ignore[type-var]
 
 
 def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
@@ -93,9 +171,9 @@ def from_dict(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
         raise ConfigError(f"{prefix.rstrip('.') or 'configuration'}: {error}") from None
 
 
-def may_change(default: Any) -> Any:
+def may_change(default: Any, *, path: bool = False) -> Any:
     """A field that a resumed run may change, because no number and no data depend on it."""
-    return dataclasses.field(default=default, metadata={"may_change": True})
+    return dataclasses.field(default=default, metadata={"may_change": True, "path": path})
 
 
 def at_least(config: Any, least: int, names: str) -> None:
@@ -147,6 +225,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     elif hint not in (int, float, str):
         if hint is Any or isinstance(value, hint):
             return value
+    elif hint is str and isinstance(value, bool):
+        rule = "text: YAML reads this word as true or false, put it into quotes"
+    elif hint is str and isinstance(value, (_Int, _Float)):
+        return value.text
     elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             if hint is not int or isinstance(value, int):

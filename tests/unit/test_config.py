@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from w2v2dist.config import (
     ConfigError,
     diff,
+    expand_paths,
     flatten,
     from_dict,
     merge,
@@ -165,3 +166,59 @@ def test_merge_leaves_its_arguments_alone() -> None:
     old: dict[str, Any] = {"a": {"b": 1}, "c": 2}
     assert merge(old, {"a": {"d": 3}, "c": {"e": 4}}) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}
     assert old == {"a": {"b": 1}, "c": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paths:
+    name: str = ""
+    folder: str | None = field(default=None, metadata={"path": True})
+    count: int = 0
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026_11_21", "0010", "2026-11-21", "24:00:00", "1e3", "@x", "'", "~/x", "1.50", "[x", "0x10"],
+)
+def test_text_is_what_was_written(tmp_path: Path, text: str) -> None:
+    """On the command line whatever it is; in a file what needs no quotes there."""
+    assert from_dict(Paths, parse_overrides([f"name={text}"], Paths)).name == text
+    if text[0] not in "@'[":
+        path = write(tmp_path / "a.yaml", f"name: {text}\noptions: {{a: {text}}}\n")
+        found = from_dict(Paths, read_yaml(path))
+        assert (found.name, found.options) == (text, {"a": text})
+
+
+def test_numbers_are_still_numbers(tmp_path: Path) -> None:
+    for text, number in (
+        ("400_000", 400_000),
+        ("0010", 10),
+        ("0x10", 16),
+        ("1e3", 1000),
+        ("-3", -3),
+    ):
+        assert (
+            from_dict(Paths, read_yaml(write(tmp_path / "a.yaml", f"count: {text}"))).count
+            == number
+        )
+        assert from_dict(Paths, parse_overrides([f"count={text}"], Paths)).count == number
+    with pytest.raises(ConfigError, match="count is '24:00:00' but must be a whole number"):
+        from_dict(Paths, parse_overrides(["count=24:00:00"]))
+    with pytest.raises(ConfigError, match=r"name is True .*put it into quotes"):
+        from_dict(Paths, read_yaml(write(tmp_path / "b.yaml", "name: yes")))
+    with pytest.raises(ConfigError, match="options has the key False, as YAML reads a word"):
+        from_dict(Paths, read_yaml(write(tmp_path / "b.yaml", "options: {no: x}")))
+    for text in ("count=@x", "count=[1", "count='"):
+        with pytest.raises(ConfigError, match="has no value of YAML"):
+            parse_overrides([text], Paths)
+
+
+def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH_HERE", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    config = Paths(folder="~/a b,$SCRATCH_HERE/b,${SCRATCH_HERE}/c", name="$SCRATCH_HERE")
+    assert expand_paths(config).folder == "/home/me/a b,/scratch/me/b,/scratch/me/c"
+    assert expand_paths(config).name == "$SCRATCH_HERE"  # no path
+    assert expand_paths(Paths()) == Paths()
+    with pytest.raises(ConfigError, match=r"folder is '\$NOT_SET/x', but the environment has no"):
+        expand_paths(Paths(folder="$NOT_SET/x"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.submit import main, parse_minutes, parse_nodes
+from launch.submit import main, parse_minutes, parse_nodes, read_cluster
 from w2v2dist.config import ConfigError, from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig, make_executor
 from w2v2dist.jobs.local import run_local
@@ -107,8 +108,55 @@ def test_script(tmp_path: Path) -> None:
         assert part in srun.split()
     assert f"python3 -u -m submitit.core._submit {tmp_path}/run/logs" in srun
     before = lines[: lines.index(srun)]
-    assert {"module load cuda/12.8", "export NOTE='two words'"} <= set(before)
+    assert {"module load cuda/12.8", 'export NOTE="two words"'} <= set(before)
     assert "source env/bin/activate" in before
+
+
+@pytest.mark.parametrize(
+    ("profile", "there", "absent"),
+    [
+        ("time: 24:00:00", ["time=1440"], []),
+        ("mem: null", [], ["mem"]),
+        ("mem: 0", ["mem=0"], []),
+        ("sbatch: {mem-per-gpu: 60G}", ["mem-per-gpu=60G"], ["mem"]),
+        ("sbatch: {gpus-per-node: a100:8}", ["gpus-per-node=a100:8"], []),
+        ("sbatch: {gres: gpu:a100:8}", ["gres=gpu:a100:8"], ["gpus-per-node"]),
+        ("sbatch: {gres: license:1}", ["gres=license:1", "gpus-per-node=8"], []),
+        ("sbatch: {gpus_per_task: 1}", ["gpus-per-task=1"], ["gpus-per-node"]),
+        ("sbatch: {contiguous: true, spread-job: null, wait: false}", ["contiguous"], ["wait"]),
+        ("sbatch: {partition: long, time: 2-00:00:00}", ["partition=long", "time=2-00:00:00"], []),
+        ("sbatch: {oversubscribe: }", ["oversubscribe"], ["exclusive"]),
+        ("sbatch: {exclusive: user}", ["exclusive=user"], []),
+        ("sbatch: {nice: 0100}", ["nice=0100"], []),
+    ],
+)
+def test_each_kind_of_option_is_there_once(
+    tmp_path: Path, profile: str, there: list[str], absent: list[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(profile)
+    args = argparse.Namespace(cluster=str(tmp_path / "c.yaml"), gpus_per_node=None)
+    args = argparse.Namespace(**vars(args), tasks_per_node=None, partition=None, time=None)
+    cluster = read_cluster(args)
+    script = make_executor(cluster, tmp_path, "2", parse_minutes(cluster.time)).script()
+    options = [line[10:] for line in script.splitlines() if line.startswith("#SBATCH --")]
+    assert {*there} <= {*options}
+    names = [option.partition("=")[0] for option in options]
+    assert len({*names}) == len(names)
+    assert not {*absent} & {*names}
+
+
+def test_options_that_the_job_depends_on_and_variables(tmp_path: Path) -> None:
+    for name, remedy in (("signal", "use signal_delay_s"), ("nodes", "use --nodes"), ("p", "long")):
+        with pytest.raises(ConfigError, match=f"'{name}', which cannot be given there: .*{remedy}"):
+            from_dict(ClusterConfig, {"sbatch": {name: "x"}})
+    environment = {"A": "$HOME/x y", "B": 'say "hi" `id` $(id)', "C": "back\\slash"}
+    script = make_executor(ClusterConfig(environment=environment), tmp_path, "1", 9).script()
+    exports = [line for line in script.splitlines() if line.startswith("export ")]
+    shell = "\n".join([*exports, 'printf "%s|" "$A" "$B" "$C"'])
+    done = subprocess.run(
+        ["bash", "-c", shell], env={"HOME": "/h"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == '/h/x y|say "hi" `id` $(id)|back\\slash|'
 
 
 def test_script_without_gpus(tmp_path: Path) -> None:

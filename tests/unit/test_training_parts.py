@@ -36,6 +36,7 @@ class Numbers:
 
     fingerprint = "numbers"
     validation = {"valid": range(3)}  # noqa: RUF012
+    notes = ()
 
     def __init__(self, flag: PreemptionFlag, told: int) -> None:
         self.flag, self.told, self.validations = flag, told, 0

@@ -12,8 +12,10 @@ from w2v2dist.data.text import TextConfig
 class DataConfig:
     """Shards and micro-batches. Audio lengths are in samples at 16 kHz."""
 
-    train: str | None = may_change(None)  # folder with index.json; several separated by commas
-    valid: str | None = may_change(None)
+    train: str | None = may_change(
+        None, path=True
+    )  # folder with index.json; several separated by commas
+    valid: str | None = may_change(None, path=True)
     virtual_world_size: int = 64  # micro-batches (slots) of one step, on any number of GPUs
     max_samples_per_slot: int = 1_400_000
     # Pre-training crops to it; fine-tuning leaves longer utterances out
@@ -37,7 +39,7 @@ class DataConfig:
     # skip: one utterance; it counts as bad
     on_read_error: Literal["skip", "stop"] = may_change("skip")
     # letters (English), phones (TIMIT's), auto (of the training texts), or a file of symbols
-    tokens: str = "letters"
+    tokens: str = field(default="letters", metadata={"path": True})
     units: Units = "characters"  # of a file or auto; phones are separated by blanks in the label
     text: TextConfig = field(default_factory=TextConfig)
 

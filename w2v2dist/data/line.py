@@ -35,6 +35,15 @@ class Line:
     def __len__(self) -> int:
         return int(self._count.sum())
 
+    def left_out(self) -> tuple[int, int]:
+        """How many utterances are too short, and how many too long."""
+        short = long = 0
+        for first, last in itertools.pairwise(self.index.shard_first.tolist()):
+            sizes = np.asarray(self.index.num_samples)[first:last]
+            short += int(np.count_nonzero(sizes < self._least))
+            long += 0 if self._most is None else int(np.count_nonzero(sizes > self._most))
+        return short, long
+
     def ids(self, epoch: int, low: int, high: int) -> Array:
         """Index rows of the utterances low … high - 1 of the epoch's line."""
         if self._line[0] != epoch:

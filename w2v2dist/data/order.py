@@ -34,14 +34,21 @@ class DataOrder:
         self._line = Line(index, config, seed, crop)
         self.num_eligible = len(self._line)
         if self.num_eligible < config.virtual_world_size:
+            most = "" if crop else f" and {config.max_crop} samples at most"
+            remedy = "" if crop else ", or raise data.max_crop"
             raise ValueError(
                 f"the shards hold {self.num_eligible} utterances of {config.min_samples} samples "
-                f"or more but data.virtual_world_size is {config.virtual_world_size}, and each "
-                "slot needs one: add audio, or lower data.virtual_world_size or data.min_samples"
+                f"or more{most} but data.virtual_world_size is {config.virtual_world_size}, and "
+                "each slot needs one: add audio, or lower data.virtual_world_size or "
+                f"data.min_samples{remedy}"
             )
         self._ends: dict[int, list[int]] = {}  # slot -> 0, then its last step in each window
         # slot -> the number, counted through epochs, of the window that it is in, and the window
         self._window: dict[int, tuple[int, _Window]] = {}
+
+    def left_out(self) -> tuple[int, int]:
+        """How many utterances are too short, and how many too long to be used."""
+        return self._line.left_out()
 
     def micro_batch(self, step: int, slot: int) -> MicroBatch:
         """The micro-batch of a slot at a step; steps before it are not visited, only counted."""

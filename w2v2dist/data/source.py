@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from w2v2dist.config import ConfigError
+from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.batch import Batch, Rows, usage
 from w2v2dist.data.batching import MicroBatch, validation_batches
 from w2v2dist.data.config import DataConfig
@@ -42,6 +43,7 @@ class SpeechSource:
         self._index = open_index(config.train, "data.train")
         self._order = DataOrder(self._index, config, seed, crop)
         self.fingerprint = self._index.fingerprint
+        self.notes = _left_out(config, self._order, len(self._index))
         self._valid_index: ShardIndex | None = None
         self.validation: dict[str, list[MicroBatch]] = {}
         if config.valid:  # opened before the training, so that a mistake shows at once
@@ -94,6 +96,19 @@ class SpeechSource:
     def _seeded(self, seed: int) -> DataOrder:
         own = seed == self._seed
         return self._order if own else DataOrder(self._index, self._config, seed, self._crop)
+
+
+def _left_out(config: DataConfig, order: DataOrder, total: int) -> list[str]:
+    """What the limits on lengths leave of the training's utterances."""
+    short, long = order.left_out()
+    if not short + long:
+        return []
+    at_speeds = "" if len(config.speed_perturbation) == 1 else ", at one of the speeds"
+    return [
+        f"{short + long} of {total} utterances of data.train are left out{at_speeds}: {short} of "
+        f"less than data.min_samples ({config.min_samples / SAMPLE_RATE:g} s), {long} of more than "
+        f"data.max_crop ({config.max_crop / SAMPLE_RATE:g} s)"
+    ]
 
 
 def open_index(folders: str | None, key: str) -> ShardIndex:

@@ -22,6 +22,29 @@ EXIT_CONFIG = 2  # a mistake in the configuration: running again cannot help
 WAIT_FOR_SLURM_S = 600  # for Slurm to end a job that has saved: longer than a usual GraceTime
 
 
+# Options that the job itself depends on, and what to use instead
+OURS = {
+    "nodes": "use --nodes",
+    "signal": "use signal_delay_s",
+    "ntasks": "use tasks_per_node",
+    "ntasks-per-node": "use tasks_per_node",
+    "array": "a run is one job",
+    "requeue": "the job requeues itself",
+    "no-requeue": "the job requeues itself",
+    "no-kill": "use no_kill",
+    "output": "logs go to the run folder",
+    "error": "logs go to the run folder",
+    "open-mode": "logs are appended",
+    "wrap": "the job is w2v2dist's",
+}
+# Options of one kind: of each the script has one
+KINDS = (
+    ("mem", "mem-per-gpu", "mem-per-cpu"),
+    ("gpus-per-node", "gpus", "gpus-per-task", "gpus-per-socket", "gres"),
+    ("exclusive", "oversubscribe"),
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """How jobs are started on one cluster: a YAML file under launch/clusters/. Times in seconds."""
@@ -34,8 +57,10 @@ class ClusterConfig:
     tasks_per_node: int | None = None  # processes per node; null: one per GPU
     time: str = "24:00:00"  # HH:MM:SS, D-HH:MM:SS or minutes
     exclusive: bool = True
-    mem: str = "0"  # per node; "0": all of it
-    sbatch: dict[str, str] = field(default_factory=dict)  # any other sbatch option: value
+    mem: str | None = "0"  # per node; "0": all of it; null: the cluster's default
+    # Any other sbatch option: its value, true for one without. It takes the place of ours of its
+    # kind (memory, GPUs, time, …)
+    sbatch: dict[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()  # shell lines before srun, for example to activate an environment
@@ -56,6 +81,10 @@ class ClusterConfig:
                 f"gpus_per_node is {self.gpus_per_node}, tasks_per_node is {self.tasks_per_node}: "
                 "at least 0 and 1 are needed (tasks_per_node null: one per GPU)"
             )
+        for name in self.sbatch:
+            if name.replace("_", "-") in OURS or len(name) == 1:
+                remedy = OURS.get(name.replace("_", "-"), "write the long name of the option")
+                raise ValueError(f"sbatch has {name!r}, which cannot be given there: {remedy}")
 
     @property
     def num_tasks_per_node(self) -> int:
@@ -126,16 +155,15 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
     run_dir = run_dir.absolute()
     # Counted signals must never end a long training: see submitit's SignalHandler.has_timed_out
     executor = Executor(folder=run_dir / "logs", max_num_timeout=1_000_000, python=cluster.python)
-    optional = "account qos partition constraint gpus_per_node exclusive".split()
+    given = sbatch_options(cluster)
+    kinds = {name for name in given if name != "gres" or "gpu" in str(given[name])}
+    kinds |= {name for kind in KINDS if kinds & {*kind} for name in kind}
     no_kill: dict[str, Any] = {"no-kill": True} if cluster.no_kill else {}
     modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
+    exports = [f"export {key}={_quoted(value)}" for key, value in cluster.environment.items()]
     functions = job_functions(run_dir, nodes.split("-")[0], cluster)
     executor.update_parameters(
         job_name=f"{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:6]}",
-        dependency="singleton",  # two jobs of one run folder never write it at the same time
-        time=minutes,
-        mem=cluster.mem,
         signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
         srun_args=[
@@ -146,10 +174,33 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
             *cluster.srun_args,
         ],
         setup=[*modules, *exports, *cluster.setup, functions],
-        additional_parameters={"nodes": nodes, "requeue": True, **no_kill, **cluster.sbatch},
-        **{key: value for key in optional if (value := getattr(cluster, key))},
+        additional_parameters={"nodes": nodes, "requeue": True, **no_kill, **given},
+        **_defaults(cluster, minutes, kinds),
     )
     return executor
+
+
+def _defaults(cluster: ClusterConfig, minutes: int, kinds: set[str]) -> dict[str, Any]:
+    """What the profile's own keys say, but for options of `kinds` that it gives itself."""
+    values = {name: getattr(cluster, name) for name in "account qos partition constraint".split()}
+    values |= {name: getattr(cluster, name) for name in ("gpus_per_node", "exclusive", "mem")}
+    # singleton: two jobs of one run folder never write it at the same time
+    values |= {"time": minutes, "dependency": "singleton"}
+    return {k: v for k, v in values.items() if v and k.replace("_", "-") not in kinds}
+
+
+def sbatch_options(cluster: ClusterConfig) -> dict[str, Any]:
+    """The profile's other options as submitit takes them: True for one without a value."""
+    named = {name.replace("_", "-"): value for name, value in cluster.sbatch.items()}
+    given = {k: True if v in (None, "") else v for k, v in named.items() if v is not False}
+    return {k: getattr(v, "text", v) for k, v in given.items()}
+
+
+def _quoted(value: str) -> str:
+    """A value in which the job's shell replaces $VARIABLES, and runs nothing."""
+    for special in ("\\", '"', "`"):
+        value = value.replace(special, f"\\{special}")
+    return '"' + value.replace("$(", "\\$(") + '"'
 
 
 def job_functions(run_dir: Path, min_nodes: str, cluster: ClusterConfig) -> str:

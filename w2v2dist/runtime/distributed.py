@@ -2,8 +2,10 @@
 
 import datetime
 import os
+import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,10 @@ class World:
 
     @classmethod
     def from_environment(cls, timeout_s: int = 1800) -> "World":
-        """Join the group of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; alone without them."""
+        """Join the group of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, of a Slurm step on one
+        node without them, alone outside of one. Raises ValueError where GPUs were given to the job
+        and cannot be used as they are, or the processes are not alike."""
+        _step_of_slurm()
         size = int(os.environ.get("WORLD_SIZE", "1"))
         rank, local_rank = (int(os.environ.get(k, "0")) for k in ("RANK", "LOCAL_RANK"))
         if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
@@ -31,11 +36,9 @@ class World:
                     "processes with torchrun, launch/submit.py or launch/train.sbatch"
                 )
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-        device = torch.device("cpu")
-        if cuda := torch.cuda.is_available():
-            # A task may see only its own GPU; DeepSpeed reads LOCAL_RANK
-            local_rank %= torch.cuda.device_count()
-            device = torch.device("cuda", local_rank)
+        device = own_device(local_rank)
+        if cuda := device.type == "cuda":
+            local_rank = device.index  # DeepSpeed reads LOCAL_RANK
             torch.cuda.set_device(device)
         else:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -43,7 +46,13 @@ class World:
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
-        return cls(rank=rank, size=size, local_rank=local_rank, device=device)
+        world = cls(rank=rank, size=size, local_rank=local_rank, device=device)
+        try:
+            check_alike(world.gather((socket.gethostname(), device.type, _uuid(device))))
+        except ValueError:
+            world.close()
+            raise
+        return world
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +86,89 @@ class World:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+NO_GPUS = ("", "-1", "NoDevFiles", "none", "void")  # values that grant nothing
+GRANTS = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
+
+
+def own_device(local_rank: int) -> torch.device:
+    """The GPU of a process of this node, or the CPU where the job has none or W2V2DIST_CPU is 1.
+    Raises ValueError where GPUs were given to the job and torch cannot use them, or too few."""
+    if os.environ.get("W2V2DIST_CPU") == "1":
+        return torch.device("cpu")
+    host = socket.gethostname()
+    if not torch.cuda.is_available():
+        given = [f"{n}={v}" for n in GRANTS if (v := os.environ.get(n, "")) not in NO_GPUS]
+        given = [text for text in given if text != "SLURM_GPUS_ON_NODE=0"]
+        if not given and not Path("/dev/nvidia0").exists():
+            return torch.device("cpu")
+        raise ValueError(
+            f"{host} has GPUs ({', '.join(given) or '/dev/nvidia0'}) but torch {torch.__version__} "
+            f"cannot use them; driver: {_driver()}. CUDA {torch.version.cuda} needs one that knows it "
+            "(13: 580 or newer): update the driver, install a torch for an older CUDA, or leave"
+            "  the node out (sbatch --exclude); to train on the CPU, set W2V2DIST_CPU=1"
+        )
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise ValueError(
+            f"process {local_rank} of {host} has no GPU: {count} can be seen there, counted from 0. "
+            "One may have failed (nvidia-smi -L): leave the node out (sbatch --exclude), or start "
+            f"{count} processes a node (gpus_per_node)"
+        )
+    return torch.device("cuda", 0 if count == 1 else local_rank)  # a task may see its own alone
+
+
+def _driver() -> str:
+    """The NVIDIA driver's version, as far as this host says."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return "none is loaded"
+    found = re.search(r"\b(\d{3}\.[\d.]+)", text)
+    return found[1] if found else text.splitlines()[0]
+
+
+def _uuid(device: torch.device) -> str:
+    """What tells a GPU from others; "" of a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def check_alike(processes: list[tuple[str, str, str]]) -> None:
+    """Raise ValueError where of the processes (host, type of device, its uuid) some have a GPU and
+    some none, or two have the same."""
+    on_cpu = sorted({host for host, kind, _ in processes if kind == "cpu"})
+    if on_cpu and any(kind == "cuda" for _, kind, _ in processes):
+        raise ValueError(
+            f"processes on {', '.join(on_cpu[:5])} have no GPU but others have: leave these nodes "
+            "out (sbatch --exclude), or train on CPUs alone with W2V2DIST_CPU=1"
+        )
+    seen: set[tuple[str, str]] = set()
+    for host, kind, uuid in processes:
+        if kind == "cuda" and (host, uuid) in seen:
+            raise ValueError(
+                f"two processes of {host} have the same GPU ({uuid}): start one for each GPU "
+                "(gpus_per_node, --nproc-per-node), and let each see all or its own"
+            )
+        seen.add((host, uuid))
+
+
+def _step_of_slurm() -> None:
+    """RANK and the others of `srun w2v2dist train`, on one node. Raises ValueError on several."""
+    env = os.environ
+    size = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "RANK" in env or "WORLD_SIZE" in env or size == 1 or "SLURM_PROCID" not in env:
+        return
+    if int(env.get("SLURM_STEP_NUM_NODES", "1")) > 1 and "MASTER_ADDR" not in env:
+        raise ValueError(
+            f"srun started {size} tasks but RANK, WORLD_SIZE and MASTER_ADDR are not set, and each "
+            "would train alone: use launch/submit.py or launch/train.sbatch, or torchrun"
+        )
+    port = 20_000 + int(env.get("SLURM_JOB_ID", "0")) % 10_000
+    env.setdefault("MASTER_ADDR", "127.0.0.1")
+    env.setdefault("MASTER_PORT", str(port))
+    env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=str(size))
+    env.update(LOCAL_RANK=env.get("SLURM_LOCALID", "0"))
 
 
 def free_port() -> int:

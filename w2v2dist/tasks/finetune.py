@@ -1,6 +1,6 @@
 """Fine-tuning with CTC on characters or phones, from any model or random weights (section 3.3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -32,7 +32,7 @@ class FinetuneConfig(TrainingConfig):
     task: Literal["finetune"] = "finetune"
     # The model to start from, whatever head it has: a run folder (its best checkpoint), a step
     # folder, one of Hugging Face, an id of its hub, a .pt of fairseq; null: random weights
-    pretrained: str | None = None
+    pretrained: str | None = field(default=None, metadata={"path": True})
     freeze_steps: int = 10_000  # only the output layer is trained before
     freeze_feature_encoder: bool = True
     # What chooses the best checkpoint: valid/wer where the alphabet has words, valid/per for

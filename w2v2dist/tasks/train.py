@@ -6,7 +6,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2v2dist.config import ConfigError, from_dict, merge, parse_overrides, read_yaml
+from w2v2dist.config import (
+    ConfigError,
+    expand_paths,
+    from_dict,
+    merge,
+    parse_overrides,
+    read_yaml,
+)
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
 
 if TYPE_CHECKING:
@@ -20,12 +27,14 @@ def read_config(path: str, overrides: list[str]) -> Any:
     """The PretrainConfig or FinetuneConfig that a file's `task:` names. Raises ConfigError."""
     from w2v2dist.tasks import finetune, pretrain
 
-    values = merge(read_yaml(path), parse_overrides(overrides))
+    written = read_yaml(path)
+    values = merge(written, parse_overrides(overrides))
     tasks = {"pretrain": pretrain.PretrainConfig, "finetune": finetune.FinetuneConfig}
     task = values.get("task")
     if task not in tasks:
         raise ConfigError(f"{path}: task is {task!r} but must be one of {', '.join(tasks)}")
-    return from_dict(tasks[task], values)
+    values = merge(written, parse_overrides(overrides, tasks[task]))
+    return expand_paths(from_dict(tasks[task], values))
 
 
 def open_source(config: Any) -> "SpeechSource":
@@ -75,7 +84,11 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
     add("overrides", nargs="*", metavar="key=value", help=example)
 
 
-add_arguments = config_arguments  # of `w2v2dist train`
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist train` takes."""
+    config_arguments(parser)
+    # The launcher of DeepSpeed passes it; LOCAL_RANK says the same
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from w2v2dist.training.schedules import LoopConfig, ScheduleConfig
 class TrainingConfig:
     """What every training has; the tasks add their own."""
 
-    run_dir: str = field(metadata={"may_change": True})
+    run_dir: str = field(metadata={"may_change": True, "path": True})
     seed: int = 1
     model: Wav2Vec2Config = field(default_factory=Wav2Vec2Config)
     data: DataConfig = field(default_factory=DataConfig)

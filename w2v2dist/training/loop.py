@@ -96,7 +96,7 @@ def _train(t: _Training) -> Outcome | Rollback:
     """Go on after the newest checkpoint, to the end or to what ends it before."""
     done, last = t.checkpointer.resume(), t.run.config.loop.max_steps
     t.run.watchdog.progress()
-    for note in () if done else t.task.notes:
+    for note in () if done else (*t.task.notes, *t.source.notes):
         t.run.logger.event("note", step=done, text=note)
     t.alarms.resumed(done)
     t.metrics.start(done)

@@ -53,6 +53,10 @@ class Source(Protocol):
     def check(self) -> None:
         """Raise ValueError where the data are not there or damaged; may be slow."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a person should know of the data; said when the run starts."""
+
     def batches(self, steps: Iterable[int], slots: list[int | None], seed: int) -> Batches:
         """The `Batch` of each of these slots (None: an empty one), step after step."""
 

@@ -1,0 +1,85 @@
+"""A process's place in its job: GPUs that were given and cannot be used, and Slurm's variables."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from w2v2dist.runtime import distributed
+from w2v2dist.runtime.distributed import check_alike, own_device
+
+VARIABLES = (
+    *distributed.GRANTS, "W2V2DIST_CPU", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR",
+    "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES",
+    "SLURM_JOB_ID",
+)  # fmt: skip
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No variable of a job is set."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_gpus_that_were_given_and_cannot_be_used(env: pytest.MonkeyPatch) -> None:
+    env.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device(0).type == "cpu" or Path("/dev/nvidia0").exists()
+    for name, value in (
+        ("SLURM_GPUS_ON_NODE", "8"), ("CUDA_VISIBLE_DEVICES", "0,1"), ("SLURM_JOB_GPUS", "0-7"),
+        ("CUDA_VISIBLE_DEVICES", "0"),
+    ):  # fmt: skip
+        with env.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(
+                ValueError, match=rf"has GPUs \({name}={value}\) but torch.*driver: "
+            ):
+                own_device(0)
+            patch.setenv("W2V2DIST_CPU", "1")
+            assert own_device(0).type == "cpu"
+    for name, value in (("CUDA_VISIBLE_DEVICES", ""), ("SLURM_GPUS_ON_NODE", "0")):
+        env.setenv(name, value)
+        assert own_device(0).type == "cpu" or Path("/dev/nvidia0").exists()
+
+
+def test_fewer_gpus_than_processes(env: pytest.MonkeyPatch) -> None:
+    env.setattr(torch.cuda, "is_available", lambda: True)
+    env.setattr(torch.cuda, "device_count", lambda: 7)
+    assert own_device(6) == torch.device("cuda", 6)
+    with pytest.raises(ValueError, match=r"process 7 of .* has no GPU: 7 can be seen"):
+        own_device(7)
+    env.setattr(torch.cuda, "device_count", lambda: 1)  # each task sees its own
+    assert own_device(5) == torch.device("cuda", 0)
+
+
+def test_processes_must_be_alike() -> None:
+    check_alike([("a", "cpu", ""), ("a", "cpu", ""), ("b", "cpu", "")])
+    check_alike([("a", "cuda", "1"), ("a", "cuda", "2"), ("b", "cuda", "1")])
+    with pytest.raises(ValueError, match="processes on b have no GPU but others have"):
+        check_alike([("a", "cuda", "1"), ("b", "cpu", ""), ("b", "cpu", "")])
+    with pytest.raises(ValueError, match=r"two processes of a have the same GPU \(1\)"):
+        check_alike([("a", "cuda", "1"), ("a", "cuda", "1")])
+
+
+def test_srun_without_ranks(env: pytest.MonkeyPatch) -> None:
+    env.setattr(distributed, "os", types.SimpleNamespace(environ={}))
+    values = distributed.os.environ
+    distributed._step_of_slurm()
+    assert values == {}
+    values |= {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_STEP_NUM_TASKS": "4"}
+    values |= {"SLURM_JOB_ID": "123456", "SLURM_STEP_NUM_NODES": "1"}
+    distributed._step_of_slurm()
+    assert {k: values[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")} == {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_PORT": "23456"
+    }  # fmt: skip
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        del values[name]
+    values["SLURM_STEP_NUM_NODES"] = "2"
+    with pytest.raises(ValueError, match="srun started 4 tasks but RANK, WORLD_SIZE and MASTER"):
+        distributed._step_of_slurm()
+    values["SLURM_STEP_NUM_TASKS"] = "1"  # a batch script's own process
+    distributed._step_of_slurm()
