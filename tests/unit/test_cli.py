@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from w2v2dist import __version__
 from w2v2dist.cli import COMMANDS, MODULES, main, parse
+from w2v2dist.config import ConfigError
+from w2v2dist.tasks.train import read_config
+
+TINY = str(Path(__file__).parents[2] / "configs/tiny_pretrain.yaml")
 
 
 def printed(argv: list[str], capsys: pytest.CaptureFixture[str], status: int = 0) -> str:
@@ -65,6 +70,21 @@ def test_overrides_stand_anywhere(argv: str) -> None:
     args: Any = parse(argv.split())[1]
     assert (args.config, args.step, args.slot) == ("a.yaml", 3, None)
     assert args.overrides == ["seed=1", "loop.max_steps=2"]
+
+
+def test_what_launchers_and_shells_make_of_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's --local_rank; text that YAML would read as a number; variables in paths."""
+    args: Any = parse(["train", "--local_rank=3", "a.yaml", "seed=2"])[1]
+    assert (args.config, args.overrides) == ("a.yaml", ["seed=2"])
+    monkeypatch.setenv("SCRATCH_HERE", "/scratch")
+    overrides = ["run_dir=2026_11_21", "data.train=$SCRATCH_HERE/a b,@x", "seed=0010"]
+    config = read_config(TINY, overrides)
+    assert (config.run_dir, config.data.train) == ("2026_11_21", "/scratch/a b,@x")
+    assert config.seed == 10
+    with pytest.raises(ConfigError, match=r"run_dir is '\$NOT_SET/x', but the environment has no"):
+        read_config(TINY, ["run_dir=$NOT_SET/x"])
+    with pytest.raises(ConfigError, match="task is 'dance' but must be one of pretrain, finetune"):
+        read_config(TINY, ["task=dance"])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_gpus_that_were_given_and_cannot_be_used(env: pytest.MonkeyPatch) -> Non
         with env.context() as patch:
             patch.setenv(name, value)
             with pytest.raises(
-                ValueError, match=rf"has GPUs \({name}={value}\) but torch.*driver: "
+                ValueError, match=rf"has GPUs \({name}={value}\), but torch.*driver: "
             ):
                 own_device(0)
             patch.setenv("W2V2DIST_CPU", "1")

@@ -210,6 +210,36 @@ def test_failed_job_is_requeued_while_it_progresses(tmp_path: Path) -> None:
     assert names == ["failed", "failed", "crash_loop", "failed", "failed", "failed", "crash_loop"]
 
 
+def test_a_node_without_all_its_gpus_does_not_answer(tmp_path: Path) -> None:
+    """The check that each node runs: Slurm's and NVIDIA's commands are stand-ins."""
+    text = (ROOT / "w2v2dist/jobs/job.sh").read_text()
+    tools = {
+        "srun": 'while [ "${1#--}" != "$1" ]; do case $1 in --nodelist=*) n=${1#*=};; esac; shift; '
+        'done; NODE=$n "$@"',
+        "squeue": "echo n1,n2,n3",
+        "scontrol": "printf 'n1\\nn2\\nn3\\n'",
+        "nvidia-smi": 'for i in 1 2 3; do [ $NODE$i = n23 ] || echo "GPU $i"; done',
+    }
+    for name, command in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    functions = text[text.index("count()") : text.index("event()")]
+
+    def answers(**environment: str) -> list[str]:
+        environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+        done = subprocess.run(
+            ["bash", "-c", f"{functions}\nanswering"],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    assert answers(SLURM_GPUS_ON_NODE="3") == ["n1", "n3"]
+    assert answers(SLURM_GPUS_ON_NODE="2") == ["n1", "n2", "n3"]
+    assert answers() == ["n1", "n2", "n3"]  # a job without GPUs
+    (tmp_path / "nvidia-smi").unlink()
+    assert answers(SLURM_GPUS_ON_NODE="3") == ["n1", "n2", "n3"]  # nobody to ask
+
+
 def test_plan_of_large_on_16_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--nodes", "16", LARGE, "--dry-run"]) == 0
     printed = capsys.readouterr().out

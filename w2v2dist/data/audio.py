@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from w2v2dist.data import containers
 
 SAMPLE_RATE = 16_000
+RATES = (2_000, 768_000)  # of recordings, in Hz: beyond them a header is damaged
+BLOCK = 1 << 22  # samples that are decoded at once
 # Peak to peak, of a full scale of 2: a thirtieth of one step of 16 bits. What a microphone records
 # has its own noise at least, however faint; under this is what a computer filled in: one value.
 SILENCE = 1e-6
@@ -44,7 +46,11 @@ def decode(data: bytes, start: int = 0, num_samples: int | None = None) -> Wavef
             wanted = file.frames - start if num_samples is None else num_samples
             if start:
                 file.seek(start)
-            waveform: Waveform = file.read(wanted, dtype="float32")
+            # In blocks: a damaged header may state more samples than there is memory for
+            blocks = [file.read(min(BLOCK, wanted), dtype="float32")]
+            while len(blocks[-1]) == BLOCK and (left := wanted - BLOCK * len(blocks)) > 0:
+                blocks.append(file.read(min(BLOCK, left), dtype="float32"))
+            waveform: Waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     except soundfile.SoundFileError as error:
         raise BadSample(f"audio cannot be decoded: {error}") from None
     if len(waveform) != wanted:
@@ -114,6 +120,8 @@ def _decoded(
         if content is None and (whole := containers.without_length(path, file)):
             return _decoded(path, whole, offset, duration)
         rate, stated = file.samplerate, file.frames
+        if not RATES[0] <= rate <= RATES[1]:
+            raise BadSample(f"its header states {rate} Hz: no recording of speech has that rate")
         cut_short = offset is None and content is None and containers.cut_short(path, file)
         left = math.inf if offset is None else _seek(file, offset, duration)
         waveform, loudest = _mix(file, left)

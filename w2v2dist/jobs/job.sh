@@ -13,10 +13,14 @@ allocated() {
   scontrol show hostnames "${now:-$SLURM_JOB_NODELIST}"
 }
 
-answering() { # the allocated nodes that run a task within 30 s, in Slurm's order
+# What a node runs to answer with its name ($0): not where a GPU is missing that the job was given
+answer='[ -z "$SLURM_GPUS_ON_NODE" ] || ! command -v nvidia-smi >/dev/null ||
+  [ "$(nvidia-smi -L | grep -c ^GPU)" -ge "$SLURM_GPUS_ON_NODE" ] && echo "$0"'
+
+answering() { # the allocated nodes that answer within 30 s, in Slurm's order
   local nodes on=(timeout 30 srun --overlap --nodes=1 --ntasks=1 --mem=0)
   nodes=$(allocated)
-  grep -xFe "$(for node in $nodes; do "${on[@]}" --nodelist="$node" echo "$node" 2>/dev/null & done; wait)" <<<"$nodes"
+  grep -xFe "$(for node in $nodes; do "${on[@]}" --nodelist="$node" bash -c "$answer" "$node" 2>/dev/null & done; wait)" <<<"$nodes"
 }
 
 event() { # NAME FIELDS, as JSON

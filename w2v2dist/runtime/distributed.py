@@ -104,15 +104,16 @@ def own_device(local_rank: int) -> torch.device:
         if not given and not Path("/dev/nvidia0").exists():
             return torch.device("cpu")
         raise ValueError(
-            f"{host} has GPUs ({', '.join(given) or '/dev/nvidia0'}) but torch {torch.__version__} "
-            f"cannot use them; driver: {_driver()}. CUDA {torch.version.cuda} needs one that knows it "
-            "(13: 580 or newer): update the driver, install a torch for an older CUDA, or leave"
-            "  the node out (sbatch --exclude); to train on the CPU, set W2V2DIST_CPU=1"
+            f"{host} has GPUs ({', '.join(given) or '/dev/nvidia0'}), but torch "
+            f"{torch.__version__} cannot use them; driver: {_driver()}. Its CUDA "
+            f"{torch.version.cuda} needs a driver that knows it (13: 580 or newer): update the "
+            "driver, install a torch for an older CUDA, or leave the node out (sbatch --exclude); "
+            "to train on the CPU, set W2V2DIST_CPU=1"
         )
     count = torch.cuda.device_count()
     if count > 1 and local_rank >= count:
         raise ValueError(
-            f"process {local_rank} of {host} has no GPU: {count} can be seen there, counted from 0. "
+            f"process {local_rank} of {host} has no GPU: {count} can be seen, counted from 0. "
             "One may have failed (nvidia-smi -L): leave the node out (sbatch --exclude), or start "
             f"{count} processes a node (gpus_per_node)"
         )

@@ -28,9 +28,9 @@ def read_config(path: str, overrides: list[str]) -> Any:
     from w2v2dist.tasks import finetune, pretrain
 
     written = read_yaml(path)
-    values = merge(written, parse_overrides(overrides))
+    named = [text for text in overrides if text.startswith("task=")]
     tasks = {"pretrain": pretrain.PretrainConfig, "finetune": finetune.FinetuneConfig}
-    task = values.get("task")
+    task = merge(written, parse_overrides(named)).get("task")
     if task not in tasks:
         raise ConfigError(f"{path}: task is {task!r} but must be one of {', '.join(tasks)}")
     values = merge(written, parse_overrides(overrides, tasks[task]))
