@@ -155,6 +155,7 @@ def test_scripts_without_blanks_are_judged_by_characters(tmp_path: Path) -> None
     record = next(r for r in read_jsonl(run / "metrics.jsonl") if "valid/cer" in r)
     assert "valid/wer" not in record
     assert "best by valid/cer" in output
+    assert "its alphabet has no |: blanks in texts mean nothing" in output
     assert (run / "checkpoints" / "best").exists()
     assert {*open_model(run).alphabet.symbols} == {*"壹二三四七十"}  # type: ignore[union-attr]
     result = evaluate(str(run), str(shards))

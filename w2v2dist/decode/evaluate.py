@@ -84,6 +84,8 @@ def evaluate(
         console.print(f"note: {note}")
     config = _data_config(opened)
     data = data or config.valid
+    if not data:
+        raise ConfigError(f"{model} has no validation set of its own: name shards with --data")
     lines, skipped, seconds = _transcribe(opened.module, opened.alphabet, config, data)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "skipped.jsonl").unlink(missing_ok=True)

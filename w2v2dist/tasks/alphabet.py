@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from rich.progress import track
+
 from w2v2dist.config import ConfigError
 from w2v2dist.data.alphabet import Alphabet, alphabet
 from w2v2dist.data.alphabet_file import OURS, read_alphabet
 from w2v2dist.data.source import open_index
 from w2v2dist.data.texts import count_symbols, read_labels
 from w2v2dist.runtime.distributed import World
+from w2v2dist.runtime.logging import console
 from w2v2dist.tasks.finetune import FinetuneConfig
 from w2v2dist.training.run_folder import has_saved
 
@@ -53,4 +56,6 @@ def training_alphabet(config: FinetuneConfig) -> Alphabet:
             "the training's texts) or a file (`w2v2dist alphabet SHARDS --output FILE` makes one)"
         )
     index = open_index(data.train, "data.train")
-    return count_symbols(read_labels(index, data.units), data.units, data.text).alphabet().check()
+    labels = read_labels(index, data.units)
+    shown = track(labels, "reading texts", len(index), console=console, transient=True)
+    return count_symbols(shown, data.units, data.text).alphabet().check()

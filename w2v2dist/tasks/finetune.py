@@ -128,6 +128,10 @@ class FinetuneTask(SpeechTask):
         self.model = Wav2Vec2ForCTC(config.model, alphabet.num_tokens)
         self.model.freeze_feature_encoder = config.freeze_feature_encoder
         self.notes = [f"data.tokens={config.data.tokens}: {alphabet}, best by {self.best_metric}"]
+        if alphabet.units == "characters" and not alphabet.has_words:
+            self.notes.append(
+                "its alphabet has no |: blanks in texts mean nothing, words run together"
+            )
         if config.pretrained and not skip_pretrained:
             self.notes += load_pretrained(
                 self.model, config.pretrained, alphabet, config.data.normalize
