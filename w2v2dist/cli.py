@@ -26,6 +26,7 @@ COMMANDS = {
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
     },
     "use": {
+        "transcribe": ("decode.transcribe", "text of recordings, by any fine-tuned model"),
         "evaluate": ("decode.evaluate", "error rates of any fine-tuned model on shards"),
         "export": ("interop.export", "the model for fairseq, Hugging Face or torchaudio"),
     },

@@ -21,7 +21,6 @@ from w2v2dist.data.loader import MicroBatches, iterate
 from w2v2dist.data.source import open_index
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts, error_rates
-from w2v2dist.interop.foreign import CALLED
 from w2v2dist.interop.open import OpenedModel, model_arguments, open_model
 from w2v2dist.model import Wav2Vec2ForCTC
 from w2v2dist.runtime.logging import append_jsonl, console, read_jsonl
@@ -69,24 +68,14 @@ def evaluate(
     why) to `output`, by default the run folder."""
     opened = open_model(model, which, trust_pickle=trust_pickle)
     folder = _output(model, output)
-    if opened.kind != "ctc" or not isinstance(opened.module, Wav2Vec2ForCTC):
-        raise ConfigError(
-            f"{model} is {CALLED[opened.kind]}: it has no output layer to transcribe with. "
-            f"Fine-tune it first (w2v2dist train configs/finetune/… pretrained={model})"
-        )
-    if opened.alphabet is None or opened.normalize is None:
-        what = "alphabet is" if opened.alphabet is None else "normalisation of audio is"
-        raise ConfigError(
-            f"{model}: its {what} not known ({'; '.join(opened.notes) or 'no file says it'}): "
-            "import it with --config, which can say it"
-        )
+    module, alphabet, _ = opened.recogniser()
     for note in opened.notes:
         console.print(f"note: {note}")
     config = _data_config(opened)
     data = data or config.valid
     if not data:
         raise ConfigError(f"{model} has no validation set of its own: name shards with --data")
-    lines, skipped, seconds = _transcribe(opened.module, opened.alphabet, config, data)
+    lines, skipped, seconds = _transcribe(module, alphabet, config, data)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "skipped.jsonl").unlink(missing_ok=True)
     for record in skipped:
@@ -94,11 +83,11 @@ def evaluate(
     counts = error_counts([line[1] for line in lines], [line[2] for line in lines])
     if not counts["num_letters"]:
         raise ConfigError(
-            f"no utterance of {data} has a label that the model's alphabet ({opened.alphabet}) can "
+            f"no utterance of {data} has a label that the model's alphabet ({alphabet}) can "
             f"spell ({len(skipped)} were skipped: {most_frequent(skipped)}): nothing can be scored"
         )
     result = {
-        **error_rates(counts, opened.alphabet.error_rates),
+        **error_rates(counts, alphabet.error_rates),
         "num_utterances": len(lines),
         "num_skipped": len(skipped),
         "seconds": round(seconds, 3),

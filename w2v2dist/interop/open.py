@@ -12,7 +12,7 @@ from w2v2dist.config import ConfigError, from_dict
 from w2v2dist.data.alphabet import Alphabet, alphabet
 from w2v2dist.data.text import TextConfig
 from w2v2dist.interop.fairseq import read_fairseq
-from w2v2dist.interop.foreign import ForeignCheckpoint, Kind, Model
+from w2v2dist.interop.foreign import CALLED, ForeignCheckpoint, Kind, Model
 from w2v2dist.interop.hub import fetch, is_hub_id
 from w2v2dist.interop.huggingface import read_huggingface
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, Wav2Vec2Model
@@ -41,6 +41,22 @@ class OpenedModel:
     def encoder(self) -> Wav2Vec2Model:
         """The body that every kind has."""
         return self.module if isinstance(self.module, Wav2Vec2Model) else self.module.encoder
+
+    def recogniser(self) -> tuple[Wav2Vec2ForCTC, Alphabet, bool]:
+        """The module, its alphabet and normalisation, of a model that can be transcribed with.
+        Raises ConfigError of another, and where its files do not say both."""
+        if self.kind != "ctc" or not isinstance(self.module, Wav2Vec2ForCTC):
+            raise ConfigError(
+                f"{self.source} is {CALLED[self.kind]}: it has no output layer to transcribe with. "
+                f"Fine-tune it first (w2v2dist train configs/finetune/… pretrained={self.source})"
+            )
+        if self.alphabet is None or self.normalize is None:
+            what = "alphabet is" if self.alphabet is None else "normalisation of audio is"
+            raise ConfigError(
+                f"{self.source}: its {what} not known ({'; '.join(self.notes) or 'no file says'}): "
+                "import it with --config, which can say it"
+            )
+        return self.module, self.alphabet, self.normalize
 
 
 def open_model(
