@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_interop import GROUP, make
@@ -174,6 +174,7 @@ def test_digraphs_are_single_symbols(tmp_path: Path) -> None:
 TRICKY = "aAéİıẖHſßΣςﬁ½5'’‘·|-ʼ\u0331\u0301\u200b\u200d\u00ad\u3164か\u3099ガ가ᄀ\u1161 \n"
 
 
+@settings(deadline=None, max_examples=300)
 @given(
     st.lists(
         st.text(min_size=1, max_size=8) | st.text(TRICKY, min_size=1, max_size=8),
