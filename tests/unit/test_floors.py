@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = """
 config runtime model
 data checkpoint
-interop training
+interop training lm
 decode
 tasks
 reporting jobs

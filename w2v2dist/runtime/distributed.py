@@ -54,6 +54,14 @@ class World:
             raise
         return world
 
+    @classmethod
+    def of_command(cls) -> "World":
+        """The same for a command that also runs without a launcher: alone, it needs no group."""
+        _step_of_slurm()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return cls.from_environment()
+        return cls(rank=0, size=1, local_rank=0, device=own_device(0))
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run folder."""
@@ -68,12 +76,16 @@ class World:
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def _reduce(self, values: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.size == 1:
+            return [*map(float, values)]
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op=op)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's picklable value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
         out: list[Any] = [None] * self.size
         dist.all_gather_object(out, value)
         return out

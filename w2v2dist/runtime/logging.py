@@ -32,7 +32,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # texts may hold other ends of lines
         with contextlib.suppress(json.JSONDecodeError):  # the process died while it wrote this line
             records.append(json.loads(line))
     return records
