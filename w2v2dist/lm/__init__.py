@@ -1,0 +1,1 @@
+"""Language models of texts: normalised sentences, vocabularies, lexica, n-grams."""
