@@ -45,6 +45,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     **{f"{v}_trajectory.safetensors": ("",) for v in VARIANTS},
     "mask_draws.safetensors": ("pad_ragged_ep",),
     "mask_fractions.safetensors": FRACTIONS,
+    "transformer_lm.safetensors": ("",),
 }
 TEXTS = ("init_stats.json", "mask_stats.json")
 NOT_COMPARED = {"transformer_features_unmasked", "fairseq_static_overlap_T781"}

@@ -77,6 +77,11 @@ def test_finetuning_is_fairseqs(name: str) -> None:
     assert differences(load(f"finetune/{name}"), expected) == {}
 
 
+def test_language_model_is_the_papers() -> None:
+    (expected,) = (ref.values for ref in references("language_model").values())
+    assert differences(load("lm/transformer_librispeech"), expected) == {}
+
+
 @pytest.mark.parametrize("inputs", ["continuous", "quantized"])
 @pytest.mark.parametrize("targets", ["continuous", "quantized"])
 def test_ablations_change_nothing_else(inputs: str, targets: str) -> None:
@@ -256,6 +261,14 @@ def test_finetuning_table_is_the_source(paper_path: Path) -> None:
         assert (values["optimizer.weight_decay"], values["schedule.name"]) == (0, "tri_stage")
         keys |= {"optimizer.weight_decay", "schedule.name"}  # "no weight decay; tri-stage schedule"
         assert keys - OURS == values.keys() - OURS
+
+
+@pytest.mark.shared("PAPER.md")
+def test_language_model_is_the_source(paper_path: Path) -> None:
+    values = {k: show(v) for k, v in load("lm/transformer_librispeech").items() if "model." in k}
+    sentence = "Transformer LM ({} blocks, {} wide, FFN {}, {} heads)"
+    names = ("num_layers", "embed_dim", "ffn_dim", "num_heads")
+    assert sentence.format(*(values[f"model.{n}"] for n in names)) in paper_path.read_text()
 
 
 @pytest.mark.shared("PAPER.md")

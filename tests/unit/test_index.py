@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from w2v2dist.cli import main
+from w2v2dist.config import ConfigError
 from w2v2dist.data.audio import to_flac
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.index_writer import ShardEntry, atomic, index_shard, write_index
+from w2v2dist.data.source import open_index
 
 Utterance = tuple[str, int, str | None]  # key, samples, speaker
 
@@ -209,3 +212,20 @@ def test_atomic_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     with atomic(path) as file:
         file.write(b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"new")]
+
+
+def test_a_file_is_no_folder_of_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("HI\n")
+    make(tmp_path / "shards", [[("a", 16_000, None)]])
+    with pytest.raises(ValueError, match=r"text.txt is a file but must be a folder of shards"):
+        ShardIndex.load(file)
+    with pytest.raises(ConfigError, match=r"data.train names .*text.txt, a file"):
+        open_index(f"{tmp_path / 'shards'}, {file}", "data.train")
+    assert main(["alphabet", str(file)]) == 2
+    assert "SHARDS names" in capsys.readouterr().err
+    out = str(tmp_path / "lm")
+    assert main(["lm", "text", "--shards", str(file), "--output", out]) == 2
+    assert "--shards names" in capsys.readouterr().err
+    assert main(["lm", "text", str(file), "--output", str(file)]) == 2
+    assert "--output needs the folder" in capsys.readouterr().err

@@ -34,6 +34,14 @@ def test_linear_ends_of_base() -> None:
     assert learning_rate(config, 400_000, 400_000) == 0
 
 
+def test_cosine_is_half_a_wave() -> None:
+    config = ScheduleConfig(name="cosine", peak_lr=2.0, warmup_steps=10)
+    assert [learning_rate(config, step, 110) for step in (1, 5, 10)] == [0.2, 1.0, 2.0]
+    for step in range(10, 111):
+        expected = 1 + math.cos(math.pi * (step - 10) / 100)
+        assert learning_rate(config, step, 110) == pytest.approx(expected, abs=1e-12)
+
+
 def tri_stage(step: int, max_steps: int, peak: float) -> float:
     """fairseq's tri_stage_lr_scheduler with phase_ratio [0.1, 0.4, 0.5], its stages in turn."""
     warmup, hold, decay = int(max_steps * 0.1), int(max_steps * 0.4), int(max_steps * 0.5)

@@ -248,17 +248,33 @@ def test_plan_of_large_on_16_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     assert not (ROOT / "runs/large_lv60k/logs").exists()
 
 
+def test_plan_of_a_language_model(tmp_path: Path) -> None:
+    path = str(ROOT / "configs/lm/transformer_librispeech.yaml")
+    config = read_config(path, ["engine.zero_stage=1"])
+    plan = make_plan(config, 8, 8, 100.0)
+    assert plan.amount_per_step == 64 * 2_048
+    text = "\n".join(plan.lines(80))
+    assert "562.1 M parameters, 50,000 steps; a vocabulary of 224,000 words ASSUMED" in text
+    assert "tokens per step 131,072 at most" in text
+    assert "audio" not in text
+    (tmp_path / "dict.txt").write_text("".join(f"w{i} 1\n" for i in range(220_996)))
+    plan = make_plan(read_config(path, [f"data.vocabulary={tmp_path}/dict.txt"]), 8, 8, 100.0)
+    assert plan.work.num_parameters == 561_831_040
+    assert "ASSUMED" not in plan.lines(80)[0]
+    few = make_plan(read_config(path, ["model.activation_checkpointing=true"]), 8, 8, 100.0)
+    assert few.work.activation_bytes < plan.work.activation_bytes
+
+
 def test_plan_numbers() -> None:
     config = read_config(LARGE, ["engine.zero_stage=1"])
     plan = make_plan(config, 16, 8, 100.0)
-    assert plan.hours_per_step == pytest.approx(128 * 1.2e6 / 16_000 / 3600)
+    assert plan.amount_per_step == pytest.approx(128 * 1.2e6 / 16_000 / 3600)
     half = make_plan(config, 12, 8, 100.0)
     assert (plan.slots_per_process, half.slots_per_process) == (1, 2)
-    assert half.hours_per_step == plan.hours_per_step
+    assert half.amount_per_step == plan.amount_per_step
     assert half.step_seconds == pytest.approx(2 * plan.step_seconds)
     # ZeRO 1 in bf16: 2 + 4 bytes of a parameter everywhere, 12 over the processes
-    assert plan.state_bytes == pytest.approx(plan.num_parameters * (6 + 12 / 128))
-    assert plan.checkpoint_bytes == 12 * plan.num_parameters
+    assert plan.state_bytes == pytest.approx(plan.work.num_parameters * (6 + 12 / 128))
 
 
 def test_flops_of_base_are_those_measured() -> None:

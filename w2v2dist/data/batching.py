@@ -1,15 +1,23 @@
 """Utterances to micro-batches: pure functions of their lengths."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from w2v2dist.data.config import DataConfig
-from w2v2dist.data.index import ShardIndex
 
 Array = npt.NDArray[np.int64]
+
+
+class Lengths(Protocol):
+    """What an order of samples asks of their index: of utterances, or of sentences."""
+
+    num_samples: npt.NDArray[Any]  # of each
+    shard_first: Array  # where each group begins that stays together, and the number of all
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ def batch_by_size(ids: Array, sizes: Array, max_samples: int) -> list[Array]:
     return batches
 
 
-def validation_batches(index: ShardIndex, config: DataConfig, crop: bool) -> list[MicroBatch]:
+def validation_batches(index: Lengths, config: DataConfig, crop: bool) -> list[MicroBatch]:
     """Every utterance of a validation set once, longest first; `slot` counts micro-batches. With
     `crop`, the middle `max_crop` samples at most of an utterance are used; without, all of it."""
     keep = np.flatnonzero(index.num_samples >= (config.min_samples if crop else 1)).astype(np.int64)

@@ -81,6 +81,11 @@ class ShardIndex:
             if wrong or len(index._keys[0][2]) != num_bytes:
                 raise ValueError(f"columns {', '.join(wrong) or 'keys'} have another size")
             return index
+        except NotADirectoryError:
+            raise ValueError(
+                f"{folder} is a file but must be a folder of shards: build one of the recordings "
+                "with python shards/build.py --input FOLDER --output SHARDS"
+            ) from None
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} holds no shard index ({Path(error.filename).name} is missing): "

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from w2v2dist.config import ConfigError
 from w2v2dist.data.audio import flac_num_samples
 from w2v2dist.data.index import FILES, REBUILD, VERSION, Column, fingerprint_of, open_keys
 
@@ -133,6 +134,19 @@ def _write_header(file: BinaryIO, column: str, count: int) -> None:
     file.seek(0)
     header = {"descr": FILES[column], "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
+
+
+def made(folder: Path, key: str) -> Path:
+    """A folder that an option or a key names, which is made. Raises ConfigError where it cannot be,
+    because there is a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        raise ConfigError(
+            f"{key} needs the folder {folder}, but {file} is a file: choose another {key}"
+        ) from None
+    return folder
 
 
 @contextmanager

@@ -6,9 +6,8 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
-from w2v2dist.data.batching import Array, played
+from w2v2dist.data.batching import Array, Lengths, played
 from w2v2dist.data.config import DataConfig
-from w2v2dist.data.index import ShardIndex
 from w2v2dist.runtime.keyed import keyed_rng
 
 DRAWN_AT_ONCE = 1 << 20  # speeds; the same draws in blocks of any size
@@ -18,7 +17,7 @@ class Line:
     """The utterances of every epoch that pass the length filter, shard behind shard; the order of
     the shards and the speeds are keyed by (seed, epoch). Lengths hold at all speeds."""
 
-    def __init__(self, index: ShardIndex, config: DataConfig, seed: int, crop: bool) -> None:
+    def __init__(self, index: Lengths, config: DataConfig, seed: int, crop: bool) -> None:
         self.index, self.config, self.seed = index, config, seed
         percents = [round(100 * speed) for speed in config.speed_perturbation]
         self._percents = np.array(percents)

@@ -69,7 +69,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 def iterate(
-    dataset: MicroBatches, items: Iterable[Any], *, num_workers: int, prefetch: int
+    dataset: Dataset[Any], items: Iterable[Any], *, num_workers: int, prefetch: int
 ) -> Generator[Any, None, None]:
     """Batches of `items` in order, made by `num_workers` processes, each up to `prefetch` ahead.
     Close the generator to end the workers."""

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from w2v2dist.data.batching import Array, MicroBatch, batch_by_size, num_batches, played
+from w2v2dist.data.batching import Array, Lengths, MicroBatch, batch_by_size, num_batches, played
 from w2v2dist.data.config import DataConfig
-from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.line import Line
 from w2v2dist.runtime.keyed import keyed_rng
 
@@ -29,7 +28,7 @@ class DataOrder:
     `crop`, every utterance of a micro-batch is cropped to the shortest of them, so nothing is
     padded (pre-training); without, utterances stay whole (fine-tuning)."""
 
-    def __init__(self, index: ShardIndex, config: DataConfig, seed: int, crop: bool) -> None:
+    def __init__(self, index: Lengths, config: DataConfig, seed: int, crop: bool) -> None:
         self.index, self.config, self.seed, self.crop = index, config, seed, crop
         self._line = Line(index, config, seed, crop)
         self.num_eligible = len(self._line)

@@ -1,6 +1,7 @@
 """Shards of speech as a training's source of batches: a pure function of (step, slot, seed)."""
 
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -112,9 +113,16 @@ def _left_out(config: DataConfig, order: DataOrder, total: int) -> list[str]:
 
 
 def open_index(folders: str | None, key: str) -> ShardIndex:
-    """The index that a configuration key names. Raises ConfigError where it is unset."""
+    """The index that a configuration key or an option names. Raises ConfigError where it is not set
+    or names a file, ValueError where there is no index."""
     if not folders:
         raise ConfigError(
             f"{key} is not set: build shards with shards/build.py and pass {key}=FOLDER"
+        )
+    files = [name for name in folders.split(",") if Path(name.strip()).is_file()]
+    if files:
+        raise ConfigError(
+            f"{key} names {files[0]}, a file, but must name a folder of shards: build one of the "
+            "recordings with python shards/build.py --input FOLDER --output SHARDS"
         )
     return ShardIndex.load_many(folders)

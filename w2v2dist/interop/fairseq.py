@@ -31,19 +31,19 @@ def read_fairseq(
     weights = content.get("model") if isinstance(content, Mapping) else None
     if not are_weights(weights):
         raise ValueError(f"{name} is not a fairseq checkpoint: it has no weights under 'model'")
-    top = _plain(content.get("cfg") or content.get("args"))
-    settings, inner = _model(top), _plain(_model(top).get("w2v_args"))
+    top = plain(content.get("cfg") or content.get("args"))
+    settings, inner = model_settings(top), plain(model_settings(top).get("w2v_args"))
     if inner:
         # fine-tuned: the settings of the pre-training, and what replaced them
         over = {**settings, "encoder_layerdrop": settings.get("layerdrop")}
-        settings = _model(inner)
+        settings = model_settings(inner)
     kind = settings.get("_name") or settings.get("arch") or MODELS[0]
     if not str(kind).startswith(MODELS):
         raise ValueError(f"{name} is of another architecture: {kind!r}, not {MODELS[0]!r}")
     if inner:
         settings |= {k: v for k, v in over.items() if k in settings and v is not None}
-    task = _task(top)
-    asked = [part["normalize"] for part in (task, _task(inner)) if "normalize" in part]
+    task = task_settings(top)
+    asked = [part["normalize"] for part in (task, task_settings(inner)) if "normalize" in part]
     state = renamed(weights, _ours, name)
     if isinstance(source, Mapping):  # its owner goes on with them
         state = {n: t.clone() for n, t in state.items()}
@@ -116,18 +116,18 @@ def _guess(read: ForeignCheckpoint, labels: str) -> Alphabet | None:
     return known
 
 
-def _model(top: Mapping[str, Any]) -> dict[str, Any]:
+def model_settings(top: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the model: a section of newer files, all settings of older ones."""
     sections = (Mapping, argparse.Namespace)
-    return _plain(top["model"] if isinstance(top.get("model"), sections) else top)
+    return plain(top["model"] if isinstance(top.get("model"), sections) else top)
 
 
-def _task(top: Mapping[str, Any]) -> dict[str, Any]:
+def task_settings(top: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the task: in older files its name stands there, and they are with all."""
-    return dict(top) if isinstance(top.get("task"), str) else _plain(top.get("task"))
+    return dict(top) if isinstance(top.get("task"), str) else plain(top.get("task"))
 
 
-def _plain(section: Any) -> dict[str, Any]:
+def plain(section: Any) -> dict[str, Any]:
     """A section of fairseq's settings: an argparse.Namespace in older files, a mapping in newer,
     JSON in some."""
     if isinstance(section, str):

@@ -110,6 +110,11 @@ def _open_checkpoint(folder: Path) -> OpenedModel:
     meta = checkpoint.read_meta(folder)
     try:
         saved = meta["config"]
+        if saved["task"] == "language_model":
+            raise ConfigError(
+                f"{folder} is a language model: it knows no audio. Give it where a language model "
+                "is asked for (in Python open_language_model)"
+            )
         config, data = from_dict(Wav2Vec2Config, saved["model"], "model."), saved["data"]
         kind: Kind = meta.get("kind") or ("ctc" if saved["task"] == "finetune" else "pretrained")
         spelled: Alphabet | None = None

@@ -3,76 +3,109 @@
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import truediv
+from pathlib import Path
 
 import torch
 
 from w2v2dist.data.audio import SAMPLE_RATE
-from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining
+from w2v2dist.data.vocabulary import read_vocabulary
+from w2v2dist.model import (
+    TransformerLanguageModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForPretraining,
+)
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.tasks.language_model import LanguageModelingConfig
 from w2v2dist.tasks.pretrain import PretrainConfig
 
 ASSUMED_UTILISATION = 0.4  # of a GPU's peak; measure it, the plan only needs an order of magnitude
 FLAC_BYTES_PER_HOUR = 66e6  # Libri-Light: 53,000 h are 3.5 TB
 GIB = 2**30
+Config = PretrainConfig | FinetuneConfig | LanguageModelingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a micro-batch of a training is, at most, and costs."""
+
+    amount: float  # hours of audio, or tokens: those that end before the limit hold less
+    num_parameters: int
+    flops: float
+    activation_bytes: float
+    formula: str
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The estimates of one job; bytes and FLOPs are floats."""
 
-    config: PretrainConfig | FinetuneConfig
+    config: Config
     num_nodes: int
     num_processes: int
     slots_per_process: int
-    hours_per_step: float  # at most: micro-batches that end before max_samples_per_slot hold less
-    num_parameters: int
+    work: Work  # of one process, one micro-batch
     # of one process: weights, gradients and optimizer, partitioned as the ZeRO stage says
     state_bytes: float
-    activation_bytes: float  # of one process, one micro-batch
-    checkpoint_bytes: float
-    step_flops: float
     step_seconds: float  # assumed
-    formula: str
+
+    @property
+    def amount_per_step(self) -> float:
+        """Hours of audio, or tokens."""
+        return self.work.amount * self.config.data.virtual_world_size
 
     def lines(self, gpu_memory_gib: float) -> list[str]:
         """The plan in words."""
-        state, kept = self.state_bytes / GIB, self.activation_bytes / GIB
+        state, kept = self.state_bytes / GIB, self.work.activation_bytes / GIB
         memory = f"{state + kept:.1f} GiB ({state:.1f} state + {kept:.1f} activations)"
         fits = "fits in" if state + kept < 0.9 * gpu_memory_gib else "does NOT fit in"
-        hours, seconds = self.hours_per_step / self.num_nodes, self.step_seconds
-        megabytes = hours * FLAC_BYTES_PER_HOUR / 1e6
-        rate = f"{hours / seconds:.3f} h/s, {megabytes / seconds:.1f} MB/s"
+        seconds, flops = self.step_seconds, self.work.flops * self.config.data.virtual_world_size
         steps, num_slots = self.config.loop.max_steps, self.config.data.virtual_world_size
         empty = self.slots_per_process * self.num_processes - num_slots
         idle = f", {empty} of the step's places idle" if empty else ""
-        million, days = self.num_parameters / 1e6, steps * seconds / 86_400
+        million, days = self.work.num_parameters / 1e6, steps * seconds / 86_400
+        checkpoint = 12 * self.work.num_parameters / 1e9
         values = {
-            "task": f"{self.config.task}, {million:.1f} M parameters, {steps:,} steps",
+            "task": f"{self.config.task}, {million:.1f} M parameters, {steps:,} steps"
+            f"{self.work.note}",
             "processes": f"{self.num_processes} on {self.num_nodes} nodes",
             "slots": f"{num_slots} a step, {self.slots_per_process} per GPU{idle}",
-            "audio per step": f"{self.hours_per_step:.2f} h at most",
+            **self._amount(),
             "memory per GPU": f"{memory}, {fits} {gpu_memory_gib:g} GiB",
-            "": self.formula,
-            "step time": f"{seconds:.2f} s ASSUMED: {self.step_flops / 1e15:.2f} PFLOP at "
+            "": self.work.formula,
+            "step time": f"{seconds:.2f} s ASSUMED: {flops / 1e15:.2f} PFLOP at "
             f"{ASSUMED_UTILISATION:.0%} of the GPUs' peak; {days:.1f} days in all",
-            "data per node": f"{hours:.3f} h ({megabytes:.1f} MB of FLAC) a step; {rate}, if so",
-            "checkpoint": f"{self.checkpoint_bytes / 1e9:.2f} GB (fp32 weights, both Adam moments)",
+            **self._data_rate(),
+            "checkpoint": f"{checkpoint:.2f} GB (fp32 weights, both Adam moments)",
         }
         return [f"{name:<16}{value}" for name, value in values.items()]
 
+    def _amount(self) -> dict[str, str]:
+        """How much a step trains on."""
+        if isinstance(self.config, LanguageModelingConfig):
+            return {"tokens per step": f"{self.amount_per_step:,.0f} at most"}
+        return {"audio per step": f"{self.amount_per_step:.2f} h at most"}
 
-def make_plan(
-    config: PretrainConfig | FinetuneConfig, num_nodes: int, tasks_per_node: int, peak_tflops: float
-) -> Plan:
+    def _data_rate(self) -> dict[str, str]:
+        """How much of it a node reads; of text that is next to nothing."""
+        if isinstance(self.config, LanguageModelingConfig):
+            return {}
+        hours = self.amount_per_step / self.num_nodes
+        megabytes = hours * FLAC_BYTES_PER_HOUR / 1e6
+        rate = f"{hours / self.step_seconds:.3f} h/s, {megabytes / self.step_seconds:.1f} MB/s"
+        per_step = f"{hours:.3f} h ({megabytes:.1f} MB of FLAC) a step"
+        return {"data per node": f"{per_step}; {rate}, if so"}
+
+
+def make_plan(config: Config, num_nodes: int, tasks_per_node: int, peak_tflops: float) -> Plan:
     """Estimate a job of `num_nodes` × `tasks_per_node` processes. ValueError if too many."""
     num_processes, num_slots = num_nodes * tasks_per_node, config.data.virtual_world_size
     rounds = VirtualRanks(num_slots).num_rounds(num_processes)
-    num_parameters, num_conv = count_parameters(config.model, config.task)
-    samples = config.data.max_samples_per_slot
-    flops = slot_flops(config.model, num_parameters - num_conv, samples, config.data.max_crop)
     narrow = config.engine.precision != "fp32"
-    activations, formula = activation_bytes(config.model, samples, 2 if narrow else 4)
+    texts = isinstance(config, LanguageModelingConfig)
+    work = text_work(config) if texts else speech_work(config)  # type: ignore[arg-type]
     # weights, gradients (summed in fp32), optimizer (two moments, fp32 master of 16-bit weights)
     parts = [2.0 if narrow else 4.0, 4.0, 12.0 if narrow else 8.0]
     for part, stage in ((2, 1), (1, 2), (0, 3)):
@@ -83,15 +116,63 @@ def make_plan(
         num_nodes=num_nodes,
         num_processes=num_processes,
         slots_per_process=rounds,
-        hours_per_step=num_slots * samples / SAMPLE_RATE / 3600,
+        work=work,
+        state_bytes=sum(parts) * work.num_parameters,
+        step_seconds=rounds * work.flops / (ASSUMED_UTILISATION * peak_tflops * 1e12),
+    )
+
+
+def speech_work(config: PretrainConfig | FinetuneConfig) -> Work:
+    """Of a micro-batch of audio."""
+    num_parameters, num_conv = count_parameters(config.model, config.task)
+    samples = config.data.max_samples_per_slot
+    width = 2 if config.engine.precision != "fp32" else 4
+    activations, formula = activation_bytes(config.model, samples, width)
+    return Work(
+        amount=samples / SAMPLE_RATE / 3600,
         num_parameters=num_parameters,
-        state_bytes=sum(parts) * num_parameters,
+        flops=slot_flops(config.model, num_parameters - num_conv, samples, config.data.max_crop),
         activation_bytes=activations,
-        checkpoint_bytes=12.0 * num_parameters,
-        step_flops=num_slots * flops,
-        step_seconds=rounds * flops / (ASSUMED_UTILISATION * peak_tflops * 1e12),
         formula=formula,
     )
+
+
+def text_work(config: LanguageModelingConfig) -> Work:
+    """Of a micro-batch of text: 6 × parameters of the layers and the first cluster's softmax (the
+    others' words are rare) × tokens + attention to what is before, half of a sentence. The logits
+    of the first cluster are kept in the model's precision and in fp32, and have gradients."""
+    model, tokens = config.model, config.data.max_tokens_per_slot
+    num_words, note = _num_words(config)
+    with torch.device("meta"):
+        module = TransformerLanguageModel(model, num_words)
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    layers = sum(n for name, n in sizes.items() if name.startswith("layers."))
+    head = module.words.bounds[1] * model.embed_dim
+    attention = 6 * tokens * config.data.max_tokens * model.embed_dim * model.num_layers
+    width = 2 if config.engine.precision != "fp32" else 4
+    of_layers = 17 * model.num_layers
+    formula = "17 x tokens x width x layers"
+    if model.activation_checkpointing:
+        of_layers, formula = model.num_layers + 17, "tokens x width x (layers + 17)"
+    logits = (width + 8) * tokens * module.words.bounds[1]
+    return Work(
+        amount=tokens,
+        num_parameters=sum(sizes.values()),
+        flops=6.0 * (layers + head) * tokens + attention,
+        activation_bytes=float(width * of_layers * model.embed_dim * tokens + logits),
+        formula=f"rough: {width} bytes x {formula} + {width + 8} x logits of the first cluster",
+        note=note,
+    )
+
+
+def _num_words(config: LanguageModelingConfig) -> tuple[int, str]:
+    """Ids of the vocabulary, and a note where that is not made yet: two fifths more than the last
+    cut-off, as in the paper's model."""
+    path = Path(config.data.vocabulary)
+    if config.data.vocabulary != "auto" and path.is_file():
+        return len(read_vocabulary(path, config.data.units)), ""
+    number = (config.model.cutoffs or (10_000,))[-1] * 7 // 5
+    return number, f"; a vocabulary of {number:,} {config.data.units} ASSUMED"
 
 
 def count_parameters(config: Wav2Vec2Config, task: str) -> tuple[int, int]:

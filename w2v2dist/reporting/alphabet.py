@@ -11,7 +11,7 @@ from rich.table import Table
 from w2v2dist.config import ConfigError
 from w2v2dist.data.alphabet import Units
 from w2v2dist.data.alphabet_file import write_alphabet
-from w2v2dist.data.index import ShardIndex
+from w2v2dist.data.source import open_index
 from w2v2dist.data.text import TextConfig
 from w2v2dist.data.texts import SymbolCounts, count_symbols, read_labels
 from w2v2dist.runtime.logging import console
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.output and args.output.exists():
         raise ConfigError(f"{args.output} exists: remove it or choose another --output")
-    index = ShardIndex.load_many(",".join(args.shards))
+    index = open_index(",".join(args.shards), "SHARDS")
     text = TextConfig(
         form=args.form,
         replace=dict(pair.split("=", 1) for pair in args.replace),

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the samples of a step (keys, crops, mask fractions) without reading audio.
+    """Print the samples of a step (keys, crops, mask fractions) without reading audio; of a
+    language model the lines of its text.
 
     example:
       w2v2dist batches configs/tiny_pretrain.yaml data.train=demo/shards/train --step 7

@@ -28,7 +28,7 @@ class Reference(NamedTuple):
 
 
 def references(task: str) -> dict[str, Reference]:
-    """The references of a task ("pretrain" or "finetune") by name."""
+    """The references of a task ("pretrain", "finetune" or "language_model") by name."""
     table = read_yaml(Path(__file__).with_name("paper.yaml"))
     differences, sources = table.pop("differences"), table.pop("sources")
 
@@ -40,8 +40,10 @@ def references(task: str) -> dict[str, Reference]:
 
     out: dict[str, Reference] = {}
     for name, values in {name: resolve(name) for name in table}.items():
-        if "schedule.peak_lr" in values and values["task"] == task:
-            split = differences["common"] | differences.get(name, {})
+        whole = "schedule.peak_lr" in values or task == "language_model"  # whose rate is unknown
+        if whole and values.get("task") == task:
+            common = {} if task == "language_model" else differences["common"]
+            split = common | differences.get(name, {})
             out[name] = Reference(name, values, sources.get(name, "released file"), split)
     return out
 
@@ -49,8 +51,8 @@ def references(task: str) -> dict[str, Reference]:
 def compare(
     config: TrainingConfig, path: str | Path, overrides: list[str], name: str | None = None
 ) -> list[str]:
-    """The comparison in lines: the reference, audio hours per step, a warning where the learning
-    rate belongs to a much larger batch, and each deviation with its reason.
+    """The comparison in lines: the reference, audio hours (or tokens) per step, a warning where the
+    learning rate belongs to a much larger batch, and each deviation with its reason.
 
     `path` and `overrides` are what `config` was read from: the file's comments are the reasons.
     Without `name` the reference is the one the file is named after, else the most similar one.
@@ -71,13 +73,15 @@ def compare(
     reference = known[name]
     given = dict.fromkeys(flatten(parse_overrides(overrides)), "command line")
     found = deviations(values, reference, written_reasons(path) | given)
-    hours, usual = audio_hours(values), audio_hours(reference.values)
-    ratio = "the same" if hours == usual else f"{hours / usual:.3g} times as much"
-    lines = [
-        f"{path} compared with {name}: {len(found)} deviation{'s' * (len(found) != 1)}",
-        f"audio per step: {hours:.3g} h at most; {name} {usual:.3g} h: {ratio}",
-        *learning_rate_warning(values, reference),
-    ]
+    lines = [f"{path} compared with {name}: {len(found)} deviation{'s' * (len(found) != 1)}"]
+    if values["task"] == "language_model":
+        tokens = values["data.virtual_world_size"] * values["data.max_tokens_per_slot"]
+        lines.append(f"tokens per step: {tokens:,} at most; {name}: no source says how many")
+    else:
+        hours, usual = audio_hours(values), audio_hours(reference.values)
+        ratio = "the same" if hours == usual else f"{hours / usual:.3g} times as much"
+        lines.append(f"audio per step: {hours:.3g} h at most; {name} {usual:.3g} h: {ratio}")
+        lines += learning_rate_warning(values, reference)
     width = max(map(len, found), default=0)
     return lines + [f"  {key:<{width}}  {text}" for key, text in found.items()]
 

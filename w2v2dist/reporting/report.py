@@ -25,8 +25,9 @@ MARKED = {"preempted": "#dc2626", "resumed": "#059669"}
 MARKED |= dict.fromkeys(("alarm", "checkpoint_damaged"), "#b45309")
 HIGHLIGHTS = """
 pretrained freeze_steps model.num_layers model.embed_dim model.conv_channels model.norm_first
-model.num_codebook_entries model.mask_prob data.virtual_world_size data.max_samples_per_slot
-data.max_crop loop.max_steps schedule.name schedule.peak_lr engine.precision engine.zero_stage seed
+model.num_codebook_entries model.mask_prob model.cutoffs data.virtual_world_size
+data.max_samples_per_slot data.max_crop data.max_tokens_per_slot loop.max_steps schedule.name
+schedule.peak_lr engine.precision engine.zero_stage seed
 """.split()
 STYLE = """
 :root { color-scheme: light; }
@@ -55,7 +56,13 @@ class Run:
 
     @property
     def is_pretraining(self) -> bool:
-        return self.config.get("task") != "finetune"
+        return self.kind == "pre-training"
+
+    @property
+    def kind(self) -> str:
+        """What its training is called."""
+        kinds = {"finetune": "fine-tuning", "language_model": "language model"}
+        return kinds.get(str(self.config.get("task")), "pre-training")
 
     @property
     def error_rates(self) -> list[str]:
@@ -96,6 +103,14 @@ FINETUNE = {
     "learning rate": {"lr": ""},
     "gradient norm": {"grad_norm": ""},
 }
+LANGUAGE_MODEL = {
+    "perplexity": {"perplexity": "train", "valid/perplexity": "valid"},
+    "loss (nats a token)": {"loss": "train", "valid/loss": "valid"},
+    "learning rate": {"lr": ""},
+    "gradient norm": {"grad_norm": ""},
+    "speed (tokens a second)": {"speed": ""},
+}
+PANELS = {"pre-training": PRETRAIN, "fine-tuning": FINETUNE, "language model": LANGUAGE_MODEL}
 
 
 def write_report(run_dirs: list[Path], output: Path, notes: dict[str, str] | None = None) -> Path:
@@ -129,6 +144,8 @@ def read_run(folder: Path) -> Run:
         validation = any(key.startswith("valid/") for key in record)
         if record.get("seconds") and record.get("audio_hours") is not None:
             record["speed"] = record["audio_hours"] * 3600 / record["seconds"]
+        elif record.get("seconds") and record.get("tokens") is not None:
+            record["speed"] = record["tokens"] / record["seconds"]
         merged[int(record["step"]), validation] = record
     records = [merged[key] for key in sorted(merged)]
     config = flatten(read_yaml(folder / "config.yaml"))
@@ -136,7 +153,6 @@ def read_run(folder: Path) -> Run:
 
 
 def _section(run: Run) -> str:
-    kind = "pre-training" if run.is_pretraining else "fine-tuning"
     cards = "".join(
         f'<div class="card"><b>{value}</b><span>{html.escape(label)}</span></div>'
         for label, value in _numbers(run).items()
@@ -147,7 +163,7 @@ def _section(run: Run) -> str:
     events = _table(("time", "event", "step", "details"), _events(run))
     settings = [(key, run.config[key]) for key in HIGHLIGHTS if key in run.config]
     return (
-        f'<h2>{html.escape(run.name)} ({kind})</h2><div class="cards">{cards}</div>{image}'
+        f'<h2>{html.escape(run.name)} ({run.kind})</h2><div class="cards">{cards}</div>{image}'
         f'<div class="tables"><div><h3>Settings</h3>{_table(("key", "value"), settings)}</div>'
         f"<div><h3>Events</h3>{events}</div></div>"
     )
@@ -165,6 +181,12 @@ def _numbers(run: Run) -> dict[str, str]:
             ("accuracy", "accuracy", "{:.1%}"),
             ("code perplexity", "code_perplexity", "{:.1f}"),
         ]
+    elif run.kind == "language model":
+        shown = "{:.2f}"
+        rows = [
+            ("perplexity", "perplexity", shown),
+            ("best perplexity on validation", "valid/perplexity", shown),
+        ]
     else:
         rows = [
             (f"best {unit} errors on validation", f"valid/{rate}", "{:.1%}")
@@ -174,7 +196,10 @@ def _numbers(run: Run) -> dict[str, str]:
         if values := run.series(key)[1]:
             value = min(values) if label.startswith("best") else values[-1]
             out[label] = form.format(value).replace("%", " %")
-    out["hours of audio used"] = f"{sum(run.series('audio_hours')[1]):.2f}"
+    if run.kind == "language model":
+        out["tokens used"] = f"{sum(run.series('tokens')[1]):,.0f}"
+    else:
+        out["hours of audio used"] = f"{sum(run.series('audio_hours')[1]):.2f}"
     out["interruptions survived"] = str(sum(e.get("event") == "resumed" for e in run.events))
     return out
 
@@ -199,8 +224,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _curves(run: Run) -> Figure | None:
     """All panels of a run that have data."""
-    panels = PRETRAIN if run.is_pretraining else FINETUNE
-    panels = {t: keys for t, keys in panels.items() if any(run.series(key)[1] for key in keys)}
+    panels = {
+        t: keys for t, keys in PANELS[run.kind].items() if any(run.series(key)[1] for key in keys)
+    }
     if not panels:
         return None
     columns = min(4, len(panels))

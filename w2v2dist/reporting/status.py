@@ -17,13 +17,14 @@ from w2v2dist.training.schedules import LoopConfig
 Record = dict[str, Any]
 RECENT = 10  # logged intervals that speeds are averaged over
 METRICS = (
-    "loss contrastive_loss accuracy code_perplexity valid/contrastive_loss valid/wer valid/per "
-    "valid/cer"
+    "loss contrastive_loss accuracy code_perplexity perplexity valid/contrastive_loss valid/wer "
+    "valid/per valid/cer valid/perplexity"
 ).split()
 
 
 def read_status(run_dir: str | Path) -> dict[str, Any]:
     """Everything that `w2v2dist status` shows; times in seconds, audio in hours, None: not known.
+    A language model's run has `tokens` in place of `audio_hours`.
 
     `state` is running, finished, preempted (saved, to be continued), stopped (ended without saying
     why) or new. Raises ConfigError where the folder holds no run.
@@ -35,6 +36,7 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
     training = [r for r in records if "seconds" in r]
     starts = run_folder.starts(events)
     sizes = [e.get("world_size", e.get("new_world_size")) for e in starts]
+    unit = "tokens" if any("tokens" in r for r in training) else "audio_hours"
     recent = training[-RECENT:]
     seconds = max(sum(r["seconds"] for r in recent), 1e-9)
     per_step = _seconds_per_step(training)
@@ -53,8 +55,8 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         "max_steps": max_steps,
         "seconds_per_step": per_step,
         "seconds_left": None if per_step is None else (max_steps - step) * per_step,
-        "audio_hours": sum(r["audio_hours"] for r in kept),
-        "audio_hours_per_second": sum(r["audio_hours"] for r in recent) / seconds,
+        unit: sum(r[unit] for r in kept),
+        f"{unit}_per_second": sum(r[unit] for r in recent) / seconds,
         "data_wait": sum(r["data_wait_seconds"] for r in recent) / seconds,
         "slowest_rank": _slowest_rank(recent),
         "attempts": len(starts),
@@ -142,16 +144,21 @@ def format_status(s: Record) -> str:
         f"{s['step']:,} of {s['max_steps']:,} ({100 * s['step'] / s['max_steps']:.1f} %)"
     )
     if s["seconds_per_step"] is not None:
+        if "tokens" in s:
+            amount, rate = f"{s['tokens']:,.0f} tokens", f"{s['tokens_per_second']:.4g} tokens"
+        else:
+            amount = f"{s['audio_hours']:,.2f} h of audio"
+            rate = f"{s['audio_hours_per_second']:.3g} h of audio"
         lines["speed"] = (
-            f"{s['seconds_per_step']:.3g} s a step, {s['audio_hours_per_second']:.3g} h of audio a "
-            f"second, {100 * s['data_wait']:.1f} % of the time waiting for data"
+            f"{s['seconds_per_step']:.3g} s a step, {rate} a second, "
+            f"{100 * s['data_wait']:.1f} % of the time waiting for data"
         )
         if slow := s["slowest_rank"]:
             lines["slowest"] = (
                 f"rank {slow['rank']} on {slow['host']}: {slow['ratio']:.2f} × the median, in "
                 f"{slow['count']} of the last {slow['of']} records (waiting for data + forward)"
             )
-        lines["trained on"] = f"{s['audio_hours']:,.2f} h of audio"
+        lines["trained on"] = amount
     if s["state"] not in ("finished", "new"):
         lines["left"] = f"{duration(s['seconds_left'])} at this speed"
         if s["state"] == "running" and s["seconds_left"] is not None:

@@ -18,15 +18,14 @@ from w2v2dist.model.ctc import ctc_loss
 from w2v2dist.model.masking import channel_mask, span_mask
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
 from w2v2dist.tasks.pretrained import load_pretrained
-from w2v2dist.tasks.speech import SpeechTask, dropped_layers, empty_core
-from w2v2dist.training.config import TrainingConfig
+from w2v2dist.tasks.speech import SpeechConfig, SpeechTask, dropped_layers, empty_core
 from w2v2dist.training.task import Reading, Record
 
 EMPTY_SAMPLES = 16_000  # of a slot without utterances
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(SpeechConfig):
     """Everything about a fine-tuning run."""
 
     task: Literal["finetune"] = "finetune"

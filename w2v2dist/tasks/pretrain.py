@@ -15,16 +15,15 @@ from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.model.config import temperature
 from w2v2dist.model.masking import distractor_positions, span_mask
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
-from w2v2dist.tasks.speech import SpeechTask, dropped_layers, empty_core
+from w2v2dist.tasks.speech import SpeechConfig, SpeechTask, dropped_layers, empty_core
 from w2v2dist.training.alarms import AlarmConfig
-from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
 from w2v2dist.training.schedules import warmup_steps
 from w2v2dist.training.task import Reading, Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(SpeechConfig):
     """Everything about a pre-training run."""
 
     task: Literal["pretrain"] = "pretrain"

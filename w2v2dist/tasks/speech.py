@@ -5,6 +5,7 @@ save time and none waits for another's layers (a deadlock under ZeRO 3).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,20 @@ from torch import nn
 from w2v2dist.config import ConfigError
 from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.batch import Rows
+from w2v2dist.data.config import DataConfig
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.schedules import learning_rate
 from w2v2dist.training.task import Group, Update
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechConfig(TrainingConfig):
+    """What pre-training and fine-tuning have."""
+
+    model: Wav2Vec2Config = field(default_factory=Wav2Vec2Config)
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 class SpeechTask:
@@ -25,7 +35,7 @@ class SpeechTask:
     records: Mapping[str, Any] = {}
     notes: Sequence[str] = ()
 
-    def __init__(self, config: TrainingConfig, model: nn.Module) -> None:
+    def __init__(self, config: SpeechConfig, model: nn.Module) -> None:
         self._training = config
         self.groups = {"": Group(model, config.optimizer)}
 

@@ -18,18 +18,23 @@ from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
 
 if TYPE_CHECKING:
     from w2v2dist.data.source import SpeechSource
+    from w2v2dist.data.text_source import TextSource
     from w2v2dist.training.loop import Outcome
 
 # What trains is imported late: a signal during the seconds that this takes must not be lost
 
 
 def read_config(path: str, overrides: list[str]) -> Any:
-    """The PretrainConfig or FinetuneConfig that a file's `task:` names. Raises ConfigError."""
-    from w2v2dist.tasks import finetune, pretrain
+    """The configuration of the task that a file's `task:` names. Raises ConfigError."""
+    from w2v2dist.tasks import finetune, language_model, pretrain
 
     written = read_yaml(path)
     named = [text for text in overrides if text.startswith("task=")]
-    tasks = {"pretrain": pretrain.PretrainConfig, "finetune": finetune.FinetuneConfig}
+    tasks: dict[Any, type[Any]] = {
+        "pretrain": pretrain.PretrainConfig,
+        "finetune": finetune.FinetuneConfig,
+        "language_model": language_model.LanguageModelingConfig,
+    }
     task = merge(written, parse_overrides(named)).get("task")
     if task not in tasks:
         raise ConfigError(f"{path}: task is {task!r} but must be one of {', '.join(tasks)}")
@@ -37,13 +42,16 @@ def read_config(path: str, overrides: list[str]) -> Any:
     return expand_paths(from_dict(tasks[task], values))
 
 
-def open_source(config: Any) -> "SpeechSource":
+def open_source(config: Any) -> "SpeechSource | TextSource":
     """The data of a configuration, without its model, to see what is drawn."""
     from w2v2dist.data.alphabet import alphabet
-    from w2v2dist.tasks import finetune, pretrain
+    from w2v2dist.data.text_source import TextSource
+    from w2v2dist.tasks import finetune, language_model, pretrain
 
     if config.task == "pretrain":
         return pretrain.pretrain_source(config)
+    if config.task == "language_model":
+        return TextSource(config.data, config.seed, language_model.encoded_texts(config))
     return finetune.finetune_source(config, alphabet("letters"))  # what is drawn depends on none
 
 
@@ -51,7 +59,7 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
     """Run one rank of a training."""
     from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.runtime.distributed import World
-    from w2v2dist.tasks import finetune, pretrain
+    from w2v2dist.tasks import finetune, language_model, pretrain
     from w2v2dist.tasks.alphabet import agreed_alphabet
     from w2v2dist.training.loop import fit
     from w2v2dist.training.run_folder import has_saved
@@ -65,6 +73,10 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
     try:
         if config.task == "pretrain":
             task = pretrain.PretrainTask(config)
+        elif config.task == "language_model":
+            task = language_model.LanguageModelTask(
+                config, language_model.agreed_texts(config, world)
+            )
         else:
             tokens = agreed_alphabet(config, world)
             task = finetune.FinetuneTask(config, tokens, skip_pretrained=resumes)

@@ -103,7 +103,7 @@ class Metrics:
 
     def _say(self, record: Record, progress: Mapping[str, float], per_step: float) -> None:
         """The record as a line on the console."""
-        shown = ("loss", "contrastive_loss", "accuracy", "code_perplexity", "lr", "grad_norm")
+        shown = "loss contrastive_loss accuracy code_perplexity perplexity lr grad_norm".split()
         text = "  ".join(f"{k} {record[k]:.4g}" for k in shown if k in record)
         done, max_steps = record["step"], self._loop.max_steps
         seconds = max(record["seconds"], 1e-9)

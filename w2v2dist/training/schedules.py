@@ -37,11 +37,12 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """`linear` (warm-up, then decay to 0) or `tri_stage` (warm-up, hold, exponential decay)."""
+    """`linear` (warm-up, then decay to 0), `cosine` (the same along half a cosine) or `tri_stage`
+    (warm-up, hold, exponential decay)."""
 
-    name: Literal["linear", "tri_stage"] = "linear"
+    name: Literal["linear", "tri_stage", "cosine"] = "linear"
     peak_lr: float = 5e-4
-    warmup_steps: int = 32_000  # linear
+    warmup_steps: int = 32_000  # linear, cosine
     warmup_fraction: float = 0.1  # tri_stage: fractions of max_steps
     hold_fraction: float = 0.4
     initial_scale: float = 0.01
@@ -61,15 +62,17 @@ class ScheduleConfig:
 def warmup_steps(config: ScheduleConfig, max_steps: int) -> int:
     """Updates until the learning rate is at its peak."""
     fraction = int(config.warmup_fraction * max_steps)
-    return config.warmup_steps if config.name == "linear" else fraction
+    return fraction if config.name == "tri_stage" else config.warmup_steps
 
 
 def learning_rate(config: ScheduleConfig, step: int, max_steps: int) -> float:
     """Learning rate of update `step` (1 is the first) of `max_steps`."""
-    if config.name == "linear":
+    if config.name != "tri_stage":
         if step <= config.warmup_steps:
             return config.peak_lr * step / max(1, config.warmup_steps)
         left = (max_steps - step) / max(1, max_steps - config.warmup_steps)
+        if config.name == "cosine":
+            return config.peak_lr * (1 - math.cos(math.pi * max(0.0, left))) / 2
         return config.peak_lr * max(0.0, left)
     warmup = warmup_steps(config, max_steps)
     hold = int(config.hold_fraction * max_steps)
