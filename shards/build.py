@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 from shards import encode
 from shards.encode import ShardReport, build_shard
 from shards.layouts import LAYOUTS, Problem, Recording, scan
-from w2v2dist.data.index_writer import ShardEntry, atomic, write_index
+from w2v2dist.data.index_writer import ShardEntry, atomic, made, write_index
 
 BYTES_PER_SECOND = 18_600  # speech as 16 kHz FLAC, the mean of LibriSpeech
 LEAST_BYTES_PER_SECOND = 300  # of a codec for speech; a header that states more is wrong
@@ -75,6 +75,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))  # of this job, not of the machine
     add("--workers", type=int, default=cores, help="processes (default: all cores it may use)")
     add("--name", help="start of the shards' names (default: the output folder's)")
+    add("--no-cut", action="store_true", help="keep long recordings whole, with their text, for "
+        "w2v2dist align --segments, which cuts them with it")  # fmt: skip
     add("--max-bad-samples", type=int, default=100,
         help="stop when more recordings or texts cannot be used (default 100)")  # fmt: skip
     add("--clean-text", action="store_true",
@@ -110,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Hold the output folder for this process. Raises ValueError where another build has it."""
-    (output / ".build").mkdir(parents=True, exist_ok=True)
+    made(output / ".build", "--output")
     with (output / ".build" / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,6 +152,7 @@ def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
     Raises ValueError where the output holds shards of other recordings or other arguments.
     """
     settings = {"name": args.name, "shard_mb": args.shard_mb, "clean_text": args.clean_text}
+    settings |= {"no_cut": True} if args.no_cut else {}  # folders of before have no such key
     listing = hashlib.sha256()
     for r in recordings:  # not the path: the input may have moved
         listing.update(repr(r.identity).encode())
@@ -157,7 +160,8 @@ def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
     path = args.output / ".build" / "plan.json"
     if path.exists():
         old = json.loads(path.read_bytes())
-        changed = [k for k in settings if settings[k] != old["settings"].get(k)]
+        keys = {**settings, **old["settings"]}
+        changed = [k for k in keys if settings.get(k) != old["settings"].get(k)]
         if changed:
             raise ValueError(
                 f"{args.output} already holds shards of other input: {', '.join(changed)} "
@@ -252,9 +256,8 @@ def make_shards(
             for k in missing:
                 first, last = plan.groups[k]
                 name = _report_path(args, k).stem
-                job = pool.submit(
-                    build_shard, args.output, name, recordings[first:last], plan.identity
-                )
+                some = recordings[first:last]
+                job = pool.submit(build_shard, args.output, name, some, plan.identity, args.no_cut)
                 futures[job] = k
             while futures:
                 finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -296,6 +299,8 @@ def finish(
         "texts_dropped_by_cutting": sum(r.num_texts_dropped for r in reports.values()),
         "hours_of_silence_left_out": round(sum(r.silence_s for r in reports.values()) / 3600, 4),
         "skipped": len(bad),
+        # where a table of segments finds the recordings (w2v2dist align --segments)
+        "inputs": [str((p if p.is_dir() else p.parent).resolve()) for p in args.input],
     }
 
     def entries() -> Iterator[ShardEntry]:
@@ -314,15 +319,16 @@ def finish(
 
     fingerprint = write_index(args.output, args.name, entries(), summary)
     for key, value in summary.items():
-        console.print(f"{key.replace('_', ' '):>26}  {value:,}", markup=False)
+        if key != "inputs":
+            console.print(f"{key.replace('_', ' '):>26}  {value:,}", markup=False)
     for reason, count in Counter(p.reason.partition(":")[0] for p in bad).most_common():
         example = next(p.source for p in bad if p.reason.startswith(reason))
         console.print(
             f"skipped {count} × {reason}, such as {example}", style="yellow", markup=False
         )
     if summary["texts_dropped_by_cutting"]:
-        console.print("warning: cut recordings lost their text, whose alignment is unknown",
-                      style="yellow")  # fmt: skip
+        console.print("warning: cut recordings lost their text, whose alignment is unknown: build "
+                      "with --no-cut, then w2v2dist align --segments", style="yellow")  # fmt: skip
     if not summary["with_text"]:
         console.print(
             "note: no text was found, and none is needed for pre-training. Texts are read from "

@@ -81,14 +81,16 @@ class ShardReport:
         return replace(self, entry=e and ShardEntry(path=e.path, bytes=e.bytes, sha256=e.sha256))
 
 
-def build_shard(output: Path, name: str, recordings: list[Recording], plan: str) -> ShardReport:
+def build_shard(
+    output: Path, name: str, recordings: list[Recording], plan: str, no_cut: bool = False
+) -> ShardReport:
     """Write `output/name.tar` and the report of it. Raises OSError where the disk is full."""
     report = ShardReport(plan=plan)
     tar = output / f"{name}.tar"
     with atomic(tar) as file, TarWriter(file, encoder=False, mtime=0) as writer:
         for recording in recordings:
             try:
-                for key, flac, label in _samples(recording, report):
+                for key, flac, label in _samples(recording, report, no_cut):
                     content = json.dumps(label, ensure_ascii=False).encode()
                     writer.write({"__key__": key, "flac": flac, "json": content})
             except BadSample as error:
@@ -103,7 +105,7 @@ def build_shard(output: Path, name: str, recordings: list[Recording], plan: str)
 
 
 def _samples(
-    recording: Recording, report: ShardReport
+    recording: Recording, report: ShardReport, no_cut: bool
 ) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """(key, FLAC, label) of each piece of a recording. Raises BadSample before the first."""
     waveform = load_any(recording.path, recording.offset, recording.duration)
@@ -112,7 +114,7 @@ def _samples(
         raise BadSample(f"too short: {num_samples} samples at 16 kHz, the least is {MIN_SAMPLES}")
     has_labels = recording.text is not None or recording.phones is not None
     spans = [(0, num_samples)]
-    whole = num_samples <= (MAX_TRANSCRIBED if has_labels else MAX_PIECE)
+    whole = no_cut or num_samples <= (MAX_TRANSCRIBED if has_labels else MAX_PIECE)
     if not whole:
         spans = cut(waveform, _marked_speech(recording))
         if not spans:

@@ -47,6 +47,11 @@ def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
     for number, root in enumerate(inputs):
         if not root.exists():
             raise ValueError(f"--input {root} does not exist: name a folder of recordings")
+        if root.is_file() and root.suffix.lower() in AUDIO:
+            raise ValueError(
+                f"--input {root} is one recording: give the folder that it is in, or a manifest "
+                "that names it"
+            )
         name = detect(root) if layout == "auto" else layout
         layouts.append(name)
         here = list(READERS[name](root, remarks))
@@ -234,6 +239,8 @@ def _unique_keys(found: list[Recording]) -> list[Recording]:
     for recording, key in zip(found, plain, strict=True):
         if count[key] > 1 or not 0 < len(key) <= 80:
             origin = recording.key.partition("/")[0] + "/" + recording.source
+            if recording.offset is not None:  # one of several segments
+                origin = recording.key
             key = f"{key[:70]}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
         recordings.append(replace(recording, key=key))
     return recordings

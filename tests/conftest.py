@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +104,9 @@ def spoken_shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return build_shards(SHARED / "data/kathleen/train", tmp_path_factory.mktemp("real"))
 
 
-def build_shards(source: Path, output: Path, shard_mb: str = "1") -> Path:
+def build_shards(source: Path, output: Path, shard_mb: str = "1", more: Sequence[str] = ()) -> Path:
     """Run shards/build.py, without its output."""
-    arguments = ["--input", str(source), "--output", str(output), "--shard-mb", shard_mb]
+    arguments = ["--input", str(source), "--output", str(output), "--shard-mb", shard_mb, *more]
     with contextlib.redirect_stdout(io.StringIO()):
         assert build.main([*arguments, "--workers", "1"]) == 0
     return output

@@ -340,6 +340,16 @@ def test_manifests(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
     assert "cannot be read" in capsys.readouterr().out
 
 
+def test_one_recording_is_no_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "talk.FLAC"
+    soundfile.write(path, np.zeros(16_000), 16_000)
+    assert build.main(["--input", str(path), "--output", str(tmp_path / "out")]) == 1
+    assert "is one recording: give the folder that it is in" in capsys.readouterr().out
+    (tmp_path / "file").touch()
+    assert build.main(["--input", str(tmp_path), "--output", str(tmp_path / "file")]) == 1
+    assert "is a file: choose another --output" in capsys.readouterr().out
+
+
 def test_several_inputs_do_not_clash(tmp_path: Path) -> None:
     write_noise(tmp_path / "one" / "a.wav", seconds=1)
     write_noise(tmp_path / "two" / "a.wav", seconds=2)

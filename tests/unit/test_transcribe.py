@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from tests.unit.test_interop import GROUP, LAYER, make
 from w2v2dist.cli import main
 from w2v2dist.data.alphabet import alphabet, of_symbols
 from w2v2dist.decode.chunks import chunks
+from w2v2dist.decode.greedy import Greedy
+from w2v2dist.decode.stretches import InStretches, stretches
 from w2v2dist.decode.transcribe import transcribe
 from w2v2dist.decode.words import Word, captions, words
 from w2v2dist.interop import open_model, save_huggingface
@@ -43,6 +47,10 @@ def noise(seconds: float, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     loud = np.repeat(rng.uniform(0, 0.3, int(seconds * 10) + 1), 1_600)[: int(seconds * 16_000)]
     return (rng.normal(0, 1, int(seconds * 16_000)) * loud).astype(np.float32)
+
+
+def times(found: list[Word], shift: float = 0) -> list[tuple[str, float, float]]:
+    return [(w.text, round(w.start + shift, 2), round(w.end + shift, 2)) for w in found]
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.5, 29.9, 30.0, 34.0, 61.3, 95.0])
@@ -70,11 +78,12 @@ def test_a_long_recording_is_the_whole_of_its_parts(tmp_path: Path) -> None:
     assert found.text == text
     assert len(text) > 200
     said = words(whole, LETTERS, LAYER)
-    assert [(w.text, w.start, w.end) for w in found.words] == [
-        (w.text, w.start, w.end) for w in said
-    ]
+    assert times(found.words) == times(said)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(70, abs=0.1)
+    parts = [transcribe(opened, wave[:560_000]), transcribe(opened, wave[560_000:])]
+    assert parts[0].text[:100] == text[:100]
+    assert parts[1].text[-80:] == text[-80:]
     assert transcribe(opened, noise(0.01)).text == ""
     assert transcribe(opened, np.zeros(16_000, np.float32)).seconds == 1
 
@@ -149,7 +158,18 @@ def test_what_cannot_be_transcribed(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "video.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
     arguments = ["transcribe", model, str(tmp_path / "video.mp4")]
     assert main(arguments) == 1
-    assert "video.mp4: unreadable: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "video.mp4: unreadable: MP4, MOV or M4A, which is not read: take its sound out" in error
+    assert "(ffmpeg -i video.mp4 -vn -ac 1 -ar 16000 video.wav)" in error
+    assert main(["transcribe", model, str(tmp_path)]) == 0
+    assert f"{tmp_path}: 1 mp4 left out; take their sound out: ffmpeg" in capsys.readouterr().err
+    (tmp_path / "talks").mkdir()
+    for name in ("a.mkv", "b.webm", "c.MKV"):
+        (tmp_path / "talks" / name).write_bytes(b"\x1aE\xdf\xa3" + bytes(100))
+    assert main(["transcribe", model, str(tmp_path / "talks")]) == 2
+    assert "its videos (2 mkv, 1 webm) are not read" in capsys.readouterr().err
+    assert main(["transcribe", model, str(tmp_path / "talks" / "a.mkv")]) == 1
+    assert "Matroska or WebM, which is not read" in capsys.readouterr().err
     assert main([*arguments, str(tmp_path / "a.wav")]) == 0
     shown = capsys.readouterr()
     assert "1 of 2 could not be read" in shown.err
@@ -165,3 +185,110 @@ def test_what_cannot_be_transcribed(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert main(["transcribe", *given]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sound", ["short", "silent", "muted for a while"])
+def test_no_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], sound: str) -> None:
+    """What is too short for a frame, or all zeros, has an empty transcript in every format."""
+    opened = local_model(tmp_path / "hf")
+    wave = {"short": noise(0.02), "silent": np.zeros(36 * 16_000, np.float32)}.get(sound)
+    if wave is None:
+        wave = np.concatenate([noise(20), np.zeros(50 * 16_000, np.float32)])
+        found = transcribe(opened, wave)
+        assert found.text.startswith(transcribe(opened, wave[: 15 * 16_000]).text[:40])
+        assert found.words[-1].end < 31  # the second chunk hears nothing
+        return
+    soundfile.write(tmp_path / "a.wav", wave, 16_000)
+    arguments = ["transcribe", str(tmp_path / "hf"), str(tmp_path / "a.wav")]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "\n"
+    assert ("too short to hear a word" in shown.err) == (sound == "short")
+    for kind, content in (("txt", "\n"), ("srt", ""), ("vtt", "WEBVTT\n\n"), ("ctm", "")):
+        assert main([*arguments, "--format", kind]) == 0
+        assert (tmp_path / f"a.{kind}").read_text() == content
+    assert main([*arguments, "--format", "json"]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["words"] == []
+
+
+def test_words_of_any_path() -> None:
+    """Not the best one, and from a frame of the recording on."""
+    log_probs = torch.full((6, 32), -5.0)
+    log_probs[:, 0] = -0.1
+    (word,) = words(log_probs, LETTERS, GROUP, torch.tensor([0, 5, 5, 6, 0, 0]), first_frame=100)
+    assert (word.text, word.start, word.end) == ("ET", 2.02, 2.08)
+    assert word.confidence == pytest.approx(np.exp(-5), abs=1e-4)
+
+
+def spoken(seed: int, num_frames: int, pause: int) -> torch.Tensor:
+    """Log-probabilities of words, and of pauses of up to so many frames."""
+    rng = np.random.default_rng(seed)
+    path: list[int] = []
+    while len(path) < num_frames:
+        for _ in range(int(rng.integers(1, 8))):
+            path += [int(rng.integers(5, 32))] * int(rng.integers(1, 3)) + [0] * int(
+                rng.integers(4)
+            )
+        path += [0, 4, *[0] * int(rng.integers(pause))]
+    out = torch.full((num_frames, 32), -6.0)
+    out[range(num_frames), path[:num_frames]] = -0.05
+    return out
+
+
+@pytest.mark.parametrize("pause", [1, 30])
+@pytest.mark.parametrize("size", [1, 7, 500, 10_000])
+def test_stretches(pause: int, size: int) -> None:
+    """Every frame once, cut between words, wherever the parts begin; decoded they are the whole."""
+    whole = spoken(0, 3_000, pause)
+    parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+    found = list(stretches(iter(parts), LETTERS, 400))
+    assert torch.equal(torch.cat([part for _, part in found]), whole)
+    assert [first for first, _ in found] == np.cumsum(
+        [0, *(len(part) for _, part in found)]
+    ).tolist()[:-1]
+    assert all(len(part) <= 400 for _, part in found)
+    assert all(len(part) >= 200 for _, part in found[:-1])
+    again = stretches([whole], LETTERS, 400)
+    assert [first for first, _ in again] == [first for first, _ in found]
+
+    def decode(log_probs: torch.Tensor, first: int) -> tuple[str, list[Word]]:
+        text = LETTERS.decode(log_probs.argmax(-1).tolist())
+        return text, words(log_probs, LETTERS, GROUP, first_frame=first)
+
+    assert InStretches(decode, LETTERS, 400)(parts) == Greedy(LETTERS, GROUP)(parts)
+
+
+def test_stretches_of_speech_without_a_pause() -> None:
+    path = torch.randint(5, 32, (1_000,))
+    log_probs = torch.full((1_000, 32), -6.0)
+    log_probs[range(1_000), path] = -0.05
+    log_probs[[350, 620], 0] = -1.0  # the likeliest
+    firsts = [first for first, _ in stretches([log_probs], LETTERS, 400)]
+    assert firsts[:3] == [0, 350, 620]
+    assert list(stretches([], LETTERS)) == []
+    unspaced = dataclasses.replace(LETTERS, delimiter=None)
+    joined, _ = InStretches(lambda part, first: ("一", []), unspaced, 400)([log_probs])
+    assert joined == "一" * len(firsts)
+
+
+@pytest.mark.slow
+def test_an_hour_in_bounded_memory(tmp_path: Path) -> None:
+    """48 kHz stereo, of which the samples alone have 1.4 GB."""
+    local_model(tmp_path / "hf")
+    minute = np.stack([noise(180), noise(180, 1)], 1)  # of 48 kHz
+    with soundfile.SoundFile(tmp_path / "a.wav", "w", 48_000, 2) as file:
+        for _ in range(60):
+            file.write(minute)
+    code = (
+        "import resource, sys; from w2v2dist.cli import main; import w2v2dist.decode.transcribe;"
+        "torch = sys.modules['torch']; torch.set_num_threads(1);"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024;"
+        "before = used(); assert main(sys.argv[1:]) == 0; print(used() - before)"
+    )
+    arguments = ["transcribe", str(tmp_path / "hf"), str(tmp_path / "a.wav"), "--format", "txt"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.split()[-1]) < 400
+    text = (tmp_path / "a.txt").read_text()
+    assert len(text) > 10_000

@@ -22,6 +22,13 @@ SILENCE = 1e-6
 OPPOSITE = 1e-4  # of the loudest channel's power: less in the mean of the channels is cancelled
 LOUDEST = 8.0  # of full scale 1: floats of a loud mix go beyond 1, not so far
 
+FILTER = {"lowpass_filter_width": 64, "rolloff": 0.99}  # of the resampling
+# What people have and libsndfile does not read, by its first bytes (from, to)
+WITH_VIDEO = {(b"ftyp", 4): "MP4, MOV or M4A", (b"\x1aE\xdf\xa3", 0): "Matroska or WebM"}
+WITH_VIDEO |= {(b"AVI ", 8): "AVI", (b"\x30\x26\xb2\x75", 0): "WMA or WMV"}
+WITH_VIDEO |= {(b"#!AMR", 0): "AMR", (b"\xff\xf1", 0): "AAC", (b"\xff\xf9", 0): "AAC"}
+TAKE_SOUND = "ffmpeg -i {} -vn -ac 1 -ar 16000 {}.wav"
+
 Waveform = NDArray[np.float32]
 
 
@@ -184,6 +191,10 @@ def _why(path: Path, error: Exception) -> str:
         return "a file without a header has no rate: convert it to WAV"
     with contextlib.suppress(OSError), path.open("rb") as raw:
         head = raw.read(1024)
+        for (magic, at), kind in WITH_VIDEO.items():
+            if head[at : at + len(magic)] == magic:
+                command = TAKE_SOUND.format(path.name, path.stem)
+                return f"{kind}, which is not read: take its sound out ({command})"
         if head.startswith(b"NIST_1A") and (coding := re.search(rb"embedded-(\w+)", head)):
             return f"NIST SPHERE with the codec {coding[1].decode()}: convert it with sph2pipe"
     text = str(error).replace(str(path), path.name)
@@ -196,13 +207,19 @@ def resample(waveform: Waveform, rate: int) -> Waveform:
     import torch  # both take seconds to import, and most corpora are 16 kHz already
     from torchaudio.functional import resample as sinc_resample
 
-    if rate // math.gcd(rate, SAMPLE_RATE) > 2_000:
-        # Without a common factor the filter takes gigabytes; 12 Hz off is under 0.2 % of any rate.
-        rate = max(25, 25 * round(rate / 25))
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same bits whatever the number of cores and processes
     try:
-        out = sinc_resample(torch.from_numpy(waveform), rate, SAMPLE_RATE, lowpass_filter_width=64)
+        wave, rates = torch.from_numpy(waveform), (usable_rate(rate), SAMPLE_RATE)
+        out = sinc_resample(wave, *rates, **FILTER)
     finally:
         torch.set_num_threads(num_threads)
     return np.asarray(out)
+
+
+def usable_rate(rate: int) -> int:
+    """The rate, or where it has no common factor with 16 kHz one that is 12 Hz off at most, under
+    0.2 % of any: the filter would take gigabytes."""
+    if rate // math.gcd(rate, SAMPLE_RATE) > 2_000:
+        return max(25, 25 * round(rate / 25))
+    return rate

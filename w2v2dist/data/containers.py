@@ -5,15 +5,18 @@ import io
 import re
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import soundfile
 
-FLAC_HEADS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
+FLAC_HEAD = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 OGG_PAGE = 27  # bytes of its head, before the table of its segments
 FIRST, LAST = 2, 4  # flags of a page
 UNKNOWN_LENGTH = 1 << 62  # what libsndfile says where a header states no number of samples
 # The frame that encoders put first, which states the length, after its head and side information
 MP3_HEAD = re.compile(rb"\xff[\xe2-\xff][\x10-\xef].{1,34}?(?:Xing|Info)", re.DOTALL)
+LONGEST_HEAD = 64  # bytes, and more than these patterns match
+BLOCK = 1 << 24  # bytes that are searched at once: files of hours are larger than memory
 
 
 def parts(path: Path) -> list[bytes]:
@@ -22,35 +25,53 @@ def parts(path: Path) -> list[bytes]:
     with path.open("rb") as file:
         head = file.read(8)
         if head[:4] in (b"RIFF", b"FORM"):
-            file.seek(_chunk_end(head, 0))
-            if file.read(4) != head[:4]:
-                return []
-        elif head[:4] not in (b"fLaC", b"OggS") and not _is_mp3(head):
+            starts = _chunk_starts(file)
+        elif head[:4] == b"fLaC":
+            starts = _found(file, FLAC_HEAD)
+        elif head[:4] == b"OggS":
+            file.seek(0)
+            starts = _ogg_starts(file.read())
+        elif _is_mp3(head):
+            starts = [0, *_found(file, MP3_HEAD)[1:]]
+        else:
+            return []
+        if len(starts) < 2:
             return []
         file.seek(0)
         content = file.read()
-    head = head[:4]
-    if head in (b"RIFF", b"FORM"):
-        starts = [0]
-        while content[(at := _chunk_end(content, starts[-1])) : at + 4] == head:
-            starts.append(at)
-    elif head == b"fLaC":
-        starts = sorted({m.start() for h in FLAC_HEADS for m in re.finditer(re.escape(h), content)})
-    elif head == b"OggS":
-        starts = _ogg_starts(content)
-    else:
-        starts = [match.start() for match in MP3_HEAD.finditer(content)]
-        starts = [0, *starts[1:]]
-    if len(starts) < 2:
-        return []
     return [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
 
 
-def _chunk_end(content: bytes, at: int) -> int:
-    """Where the file that begins there ends, by its own size."""
-    order = "<I" if content[at : at + 4] == b"RIFF" else ">I"
-    size = content[at + 4 : at + 8]
-    return at + 8 + (struct.unpack(order, size)[0] if len(size) == 4 else 0)
+def _found(file: BinaryIO, pattern: re.Pattern[bytes]) -> list[int]:
+    """Where the matches of a pattern begin."""
+    starts, free = [], 0  # matches do not overlap
+    for at in range(0, file.seek(0, io.SEEK_END), BLOCK):
+        file.seek(at)
+        window = file.read(BLOCK + LONGEST_HEAD)
+        for match in pattern.finditer(window, max(0, free - at)):
+            if match.start() < BLOCK:
+                starts.append(at + match.start())
+                free = at + match.end()
+    return starts
+
+
+def _chunk_starts(file: BinaryIO) -> list[int]:
+    """Where a WAV or AIFF file begins, and those of its kind that follow its end."""
+    starts: list[int] = []
+    at, head = file.seek(0), file.read(8)
+    name = head[:4]
+    while head[:4] == name:
+        starts.append(at)
+        at += _chunk_size(head)
+        file.seek(at)
+        head = file.read(8)
+    return starts
+
+
+def _chunk_size(head: bytes) -> int:
+    """How many bytes the file that begins so has, by its own size."""
+    order = "<I" if head[:4] == b"RIFF" else ">I"
+    return 8 + (struct.unpack(order, head[4:8])[0] if len(head) == 8 else 0)
 
 
 def _is_mp3(head: bytes) -> bool:
@@ -103,23 +124,32 @@ def unfinished(path: Path) -> io.BytesIO | None:
     return None
 
 
-def without_length(path: Path, file: soundfile.SoundFile) -> io.BytesIO | None:
-    """A file as WAV where libsndfile does not know how long it is: an MP3 whose length it guesses
-    from the first frame, a FLAC that was written to a pipe; None of others."""
-    unknown = file.format == "FLAC" and file.frames >= UNKNOWN_LENGTH
-    if file.format != "MP3" and not unknown:
-        return None
-    import miniaudio  # late: few need them
-    import numpy as np
+def no_length(path: Path, file: soundfile.SoundFile) -> bool:
+    """Whether libsndfile does not know how long a file is: an MP3 whose length it guesses from the
+    first frame, a FLAC that was written to a pipe."""
+    if file.format == "FLAC":
+        return bool(file.frames >= UNKNOWN_LENGTH)
+    if file.format != "MP3":
+        return False
+    import miniaudio  # late: few need it
 
     try:
-        if unknown:
-            decoded = miniaudio.flac_read_file_s16(str(path))
-        else:
-            known = file.frames + 3 * 1152  # the encoder's delay is not counted here
-            if miniaudio.mp3_get_file_info(str(path)).num_frames <= known:
-                return None
-            decoded = miniaudio.mp3_read_file_s16(str(path))
+        known = file.frames + 3 * 1152  # the encoder's delay is not counted here
+        return bool(miniaudio.mp3_get_file_info(str(path)).num_frames > known)
+    except miniaudio.MiniaudioError:
+        return False
+
+
+def without_length(path: Path, file: soundfile.SoundFile) -> io.BytesIO | None:
+    """A file as WAV where libsndfile does not know how long it is; None of others."""
+    if not no_length(path, file):
+        return None
+    import miniaudio
+    import numpy as np
+
+    read = miniaudio.flac_read_file_s16 if file.format == "FLAC" else miniaudio.mp3_read_file_s16
+    try:
+        decoded = read(str(path))
     except miniaudio.MiniaudioError:
         return None
     out = io.BytesIO()

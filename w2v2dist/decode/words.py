@@ -1,8 +1,9 @@
-"""When the words of a greedy path were said, and how sure the model is of them."""
+"""When the words of a path through a model's outputs were said, and how sure it is of them."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +13,15 @@ from w2v2dist.model import Wav2Vec2Config
 
 PAUSE_S = 0.8  # that ends a word and a caption
 LONGEST_S, WIDEST = 7.0, 84  # of a caption: seconds, and characters (two lines of 42)
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said in a recording."""
+
+    text: str
+    seconds: float
+    words: list["Word"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,39 +35,87 @@ class Word:
     confidence: float
 
 
-def words(log_probs: Tensor, alphabet: Alphabet, config: Wav2Vec2Config) -> list[Word]:
-    """The words of the best path through log-probabilities (T, num_tokens). A long pause ends a
-    word also where the model wrote no delimiter."""
-    if not len(log_probs):
-        return []
-    best = log_probs.max(-1)
-    path, scores = best.indices.tolist(), best.values.exp().tolist()
-    frame_s = config.total_stride / SAMPLE_RATE
-    out: list[Word] = []
-    symbols: list[tuple[str, int, int, float]] = []  # text, first frame, last + 1, probability
+class Symbol(NamedTuple):
+    """A token that a path runs through: its frames, the last + 1, and its best probability."""
 
-    def close() -> None:
-        if symbols:
-            joined = "".join(s[0] for s in symbols)
-            sure = sum(s[3] for s in symbols) / len(symbols)
-            first, last = symbols[0][1] * frame_s, symbols[-1][2] * frame_s
-            out.append(Word(joined, round(first, 3), round(last, 3), round(sure, 4)))
-            symbols.clear()
+    token: int
+    first: int
+    last: int
+    confidence: float
 
+
+def runs(
+    path: Sequence[int], probabilities: Sequence[float], alphabet: Alphabet
+) -> Iterator[Symbol]:
+    """The symbols of a path (a token for each frame), delimiters of words among them."""
     at = 0
     for token, run in itertools.groupby(path):
         size = sum(1 for _ in run)
-        if token == alphabet.delimiter:
-            close()
-        elif token not in alphabet.special:
-            if symbols and (at - symbols[-1][2]) * frame_s > PAUSE_S:
-                close()
-            symbols.append((alphabet.tokens[token], at, at + size, max(scores[at : at + size])))
-            if not alphabet.has_words:
-                close()
+        if token not in alphabet.special:
+            yield Symbol(token, at, at + size, max(probabilities[at : at + size]))
         at += size
+
+
+def words_of_path(
+    path: Sequence[int],
+    probabilities: Sequence[float],
+    alphabet: Alphabet,
+    config: Wav2Vec2Config,
+    first_frame: int = 0,
+    pause_s: float = PAUSE_S,
+) -> list[Word]:
+    """The words of a path, a token and its probability for each frame from `first_frame` of the
+    recording on. A pause of `pause_s` ends a word also where the path has no delimiter."""
+    longest = pause_s * SAMPLE_RATE / config.total_stride  # inside a word
+    out: list[Word] = []
+    word: list[Symbol] = []
+
+    def close() -> None:
+        if word:
+            out.append(spoken(word, alphabet, config, first_frame))
+            word.clear()
+
+    for symbol in runs(path, probabilities, alphabet):
+        if symbol.token == alphabet.delimiter:
+            close()
+            continue
+        if word and symbol.first - word[-1].last > longest:
+            close()
+        word.append(symbol)
+        if not alphabet.has_words:
+            close()
     close()
     return out
+
+
+def spoken(
+    word: list[Symbol], alphabet: Alphabet, config: Wav2Vec2Config, first_frame: int = 0
+) -> Word:
+    """Symbols as one word."""
+    times = ((first_frame + at) * frame_s(config) for at in (word[0].first, word[-1].last))
+    start, end = (round(seconds, 3) for seconds in times)
+    sure = sum(symbol.confidence for symbol in word) / len(word)
+    text = "".join(alphabet.tokens[symbol.token] for symbol in word)
+    return Word(text, start, end, round(sure, 4))
+
+
+def frame_s(config: Wav2Vec2Config) -> float:
+    """Seconds from a frame to the next."""
+    return config.total_stride / SAMPLE_RATE
+
+
+def words(
+    log_probs: Tensor,
+    alphabet: Alphabet,
+    config: Wav2Vec2Config,
+    path: Tensor | None = None,
+    first_frame: int = 0,
+) -> list[Word]:
+    """The same of a path (T,) through log-probabilities (T, num_tokens); None: of the best one."""
+    if path is None:
+        path = log_probs.argmax(-1)
+    probabilities = log_probs.gather(1, path[:, None].long())[:, 0].exp()
+    return words_of_path(path.tolist(), probabilities.tolist(), alphabet, config, first_frame)
 
 
 def captions(found: list[Word]) -> Iterator[list[Word]]:
