@@ -174,8 +174,9 @@ def last_event(run: Path, name: str) -> dict[str, Any] | None:
 
 def evaluate(run: Path, test: Path) -> dict[str, Any]:
     """Error rates of a fine-tuned run on the test shards."""
-    command("-m", "w2v2dist.cli", "evaluate", run, "--data", test)
-    result: dict[str, Any] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    folder = run / "evaluations" / "test"
+    command("-m", "w2v2dist.cli", "evaluate", run, "--data", test, "--output", folder)
+    result: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     return result
 
 

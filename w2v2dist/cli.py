@@ -18,6 +18,8 @@ COMMANDS = {
             "make a run folder of another library's model",
         ),
         "paper": ("reporting.paper", "list how a configuration deviates from the paper, and why"),
+        "lm text": ("lm.text", "texts, vocabulary and lexicon for a language model"),
+        "lm ngram": ("lm.ngram", "an n-gram of a text: Kneser-Ney, as KenLM estimates it"),
     },
     "train": {"train": ("tasks.train", "train one rank; the same command resumes the run")},
     "look": {
@@ -28,6 +30,7 @@ COMMANDS = {
     "use": {
         "transcribe": ("decode.transcribe", "text of recordings, by any fine-tuned model"),
         "evaluate": ("decode.evaluate", "error rates of any fine-tuned model on shards"),
+        "align": ("decode.align", "times of words in transcribed shards; cuts long recordings"),
         "export": ("interop.export", "the model for fairseq, Hugging Face or torchaudio"),
     },
 }
@@ -63,7 +66,8 @@ def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     )
     overview.add_argument("--version", action="version", version=__version__)
     overview.add_argument("command", choices=MODULES, metavar="COMMAND", help=argparse.SUPPRESS)
-    name = overview.parse_args(argv[:1]).command
+    words = 2 if " ".join(argv[:2]) in MODULES else 1  # such as `lm text`
+    name = overview.parse_args([" ".join(argv[:words])] if argv else []).command
     command = importlib.import_module(f"w2v2dist.{MODULES[name]}")
     description, _, example = (inspect.getdoc(command.run) or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -74,7 +78,7 @@ def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     )
     command.add_arguments(parser)
     # key=value may stand before or after the options
-    return command, parser.parse_intermixed_args(argv[1:])
+    return command, parser.parse_intermixed_args(argv[words:])
 
 
 if __name__ == "__main__":

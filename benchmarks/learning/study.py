@@ -102,9 +102,9 @@ def slug(arm: str, seed: int) -> str:
 def one_run(arguments: argparse.Namespace, arm: Arm, seed: int) -> dict[str, float]:
     """Pre-train, fine-tune and score; returns error rates in % on the unseen speaker."""
     folder = arguments.output / "runs" / f"finetune_{slug(arm.name, seed)}"
-    if not (folder / "evaluation.json").exists():
+    if not (folder / "test" / "evaluation.json").exists():
         _train_and_score(arguments, arm, seed)
-    scores = json.loads((folder / "evaluation.json").read_text())
+    scores = json.loads((folder / "test" / "evaluation.json").read_text())
     return {k: 100 * scores[k] for k in ("cer", "wer")}
 
 
@@ -138,6 +138,7 @@ def _train_and_score(arguments: argparse.Namespace, arm: Arm, seed: int) -> None
         ],
     )
     evaluate = [sys.executable, "-m", "w2v2dist.cli", "evaluate", str(folder)]
+    evaluate += ["--output", str(folder / "test")]
     run([*evaluate, "--data", str(shards / "single_test")], output / "evaluate.log")
 
 
@@ -287,7 +288,7 @@ def main() -> int:
 
     def scored(job: tuple[str, int]) -> bool:
         folder = arguments.output / "runs" / f"finetune_{slug(*job)}"
-        return (folder / "evaluation.json").exists()
+        return (folder / "test" / "evaluation.json").exists()
 
     count = {name: arguments.ablation_seeds for name in known}
     count |= dict.fromkeys((BASELINE, NONE), arguments.seeds)

@@ -101,8 +101,9 @@ def one_start(arguments: argparse.Namespace, seed: int, start: str) -> dict[str,
         )
         source, freeze_steps = str(folder), 0
         evaluate = [sys.executable, "-m", "w2v2dist.cli", "evaluate", str(folder)]
+        evaluate += ["--output", str(folder / "test")]
         run([*evaluate, "--data", str(shards / f"{stage}_test")], output / "evaluate.log")
-        scores = json.loads((folder / "evaluation.json").read_text())
+        scores = json.loads((folder / "test" / "evaluation.json").read_text())
         results[stage] = {k: 100 * scores[k] for k in ("cer", "wer")}
     return results
 

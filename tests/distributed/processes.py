@@ -139,8 +139,13 @@ Process = subprocess.Popen[str] | Forked
 
 
 def start(config: Path, world_size: int, *overrides: str, fresh: bool = False) -> list[Process]:
-    """Start `w2v2dist train` as `world_size` processes on this machine; `fresh`: not forked from
-    one that has imported everything, but by the command line, as a user does."""
+    """Start `w2v2dist train` as `world_size` processes on this machine."""
+    return start_command(["train", str(config), *overrides], world_size, fresh=fresh)
+
+
+def start_command(arguments: list[str], world_size: int, *, fresh: bool = False) -> list[Process]:
+    """Start a command as `world_size` processes; `fresh`: not forked from one that has imported
+    everything, but by the command line, as a user does."""
     env = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
@@ -148,7 +153,6 @@ def start(config: Path, world_size: int, *overrides: str, fresh: bool = False) -
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(world_size),
     }
-    arguments = ["train", str(config), *overrides]
     ranks = [env | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world_size)]
     if not fresh:
         return [Forked(arguments, rank) for rank in ranks]

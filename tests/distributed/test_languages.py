@@ -23,6 +23,7 @@ from w2v2dist.data.reader import ShardReader
 from w2v2dist.data.text import TextConfig
 from w2v2dist.data.texts import count_symbols
 from w2v2dist.decode.evaluate import evaluate
+from w2v2dist.decode.evaluated import Evaluation
 from w2v2dist.interop import open_model
 from w2v2dist.runtime.logging import console, read_jsonl
 
@@ -95,10 +96,10 @@ def test_an_alphabet_made_of_texts_travels(
     # exported, and transcribed by transformers alone
     arguments = ["export", str(run), "--format", "huggingface", "--output", str(tmp_path / "hf")]
     assert main(arguments) == 0
-    result = evaluate(str(run), str(shards))
+    result = evaluate(Evaluation(model=str(run), data=str(shards)))
     assert result["num_utterances"] == 40
     assert {"wer", "cer"} < result.keys()
-    lines = (run / "hypotheses.tsv").read_text().splitlines()[1:]
+    lines = (Path(result["folder"]) / "hypotheses.tsv").read_text().splitlines()[1:]
     ours = {key: text for key, _, text in (line.split("\t") for line in lines)}
     assert any(ours.values())
     model = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "hf").eval()
@@ -113,8 +114,10 @@ def test_an_alphabet_made_of_texts_travels(
         said = processor.batch_decode(path)[0]
         assert said.split() == ours[index.key(i)].split()
     # the exported folder is a model like any other
-    again = evaluate(str(tmp_path / "hf"), str(shards), output=str(tmp_path / "again"))
-    assert again == pytest.approx(result)
+    again = evaluate(
+        Evaluation(model=str(tmp_path / "hf"), data=str(shards), output=str(tmp_path / "again"))
+    )
+    assert again == {**result, "folder": str(tmp_path / "again")}
     # and the start of a training with the same alphabet, or another
     capsys.readouterr()
     more = [f"pretrained={tmp_path / 'hf'}", "loop.max_steps=1", f"run_dir={tmp_path / 'more'}"]
@@ -158,7 +161,7 @@ def test_scripts_without_blanks_are_judged_by_characters(tmp_path: Path) -> None
     assert "its alphabet has no |: blanks in texts mean nothing" in output
     assert (run / "checkpoints" / "best").exists()
     assert {*open_model(run).alphabet.symbols} == {*"壹二三四七十"}  # type: ignore[union-attr]
-    result = evaluate(str(run), str(shards))
+    result = evaluate(Evaluation(model=str(run), data=str(shards)))
     assert "wer" not in result
     assert result["cer"] > 0
     message = fail(config, "best_metric=valid/wer", f"run_dir={tmp_path / 'other'}")
@@ -197,7 +200,7 @@ def test_what_the_alphabet_cannot_spell_is_counted_and_named(tmp_path: Path) -> 
     assert sorted(skipped) == ["u00", "u10", "u20", "u30"]
     assert all(r["reason"].startswith("its label holds '4', '2'") for r in skipped.values())
     assert all(r["label"].endswith(" 42") for r in skipped.values())
-    assert evaluate(str(run), str(shards))["num_skipped"] == 4
+    assert evaluate(Evaluation(model=str(run), data=str(shards)))["num_skipped"] == 4
     message = fail(config, "data.max_bad_samples=3", f"run_dir={tmp_path / 'strict'}")
     assert "the most frequent reason is \"its label holds '4', '2', which are not" in message
     for text, what in (("|\na\na\n", "'a' is there twice"), ("|\nab c\n", "no text can match")):

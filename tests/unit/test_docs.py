@@ -23,6 +23,7 @@ from w2v2dist.cli import MODULES, parse
 from w2v2dist.config import from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig
 from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.tasks.language_model import LanguageModelingConfig
 from w2v2dist.tasks.pretrain import PretrainConfig
 from w2v2dist.tasks.train import read_config
 
@@ -168,8 +169,8 @@ def test_what_pages_name_exists(page: Path) -> None:
     assert [x for x in links if ":" not in x and not (page.parent / x).exists()] == []
     spans = re.findall(r"`([^`\n]+)`", "".join(re.split(r"^ *```.*?```$", text, flags=re.M | re.S)))
     assert [s for s in spans if s.startswith("make ") and s.split()[1] not in TARGETS] == []
-    ours = [re.match(r"w2v2dist ([a-z]+)", s) for s in spans]
-    assert [m[0] for m in ours if m and m[1] not in MODULES] == []
+    words = [s.split()[1:3] for s in spans if s.startswith("w2v2dist ")]
+    assert [w for w in words if not {w[0], " ".join(w)} & {*MODULES} and w[0][0] != "-"] == []
     files = (
         r"(?:python |sbatch )?((?:launch|shards|configs|docs|benchmarks|tests|w2v2dist)/[^ *=]*)"
     )
@@ -186,14 +187,25 @@ def test_readme_is_short() -> None:
 
 
 def test_commands_page_has_every_command() -> None:
-    named = re.findall(r"^\| `w2v2dist (\w+)", (ROOT / "docs/commands.md").read_text(), re.M)
+    page = (ROOT / "docs/commands.md").read_text()
+    named = re.findall(r"^\| `w2v2dist ([a-z]+(?: [a-z]+)?)", page, re.M)
     assert named == list(MODULES)
 
 
 def facts() -> dict[str, tuple[str, bool]]:
     """Dotted key -> its default as it is shown, and whether it may change when a run is resumed."""
-    configs = (PretrainConfig(run_dir=""), FinetuneConfig(run_dir=""))
-    return {key: fact for config in configs for key, fact in _facts(config, "", False)}
+    speech, texts = facts_of("speech"), facts_of("texts")
+    assert all(speech[key][1] == texts[key][1] for key in speech.keys() & texts.keys())
+    return texts | speech
+
+
+def facts_of(kind: str) -> dict[str, tuple[str, bool]]:
+    """The same of the trainings on speech, or on texts."""
+    configs: dict[str, list[Any]] = {
+        "speech": [PretrainConfig(run_dir=""), FinetuneConfig(run_dir="")],
+        "texts": [LanguageModelingConfig(run_dir="")],
+    }
+    return {key: fact for config in configs[kind] for key, fact in _facts(config, "", False)}
 
 
 def _facts(config: Any, prefix: str, may: bool) -> Iterator[tuple[str, tuple[str, bool]]]:
@@ -209,13 +221,18 @@ def _facts(config: Any, prefix: str, may: bool) -> Iterator[tuple[str, tuple[str
 
 def test_tables_of_keys_are_the_dataclasses() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.*) \| (yes)? ?\|$", text, re.M)
-    documented = {key: (default, bool(may)) for key, default, _, may in rows}
-    assert len(documented) == len(rows), "a key stands there twice"
-    assert documented == facts()
-    for key, _, meaning, _ in rows:
-        unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
-        assert unit in meaning, f"{key} is in {unit}"
+    speech, texts = text.split("## A language model\n")
+    expected = {speech: facts_of("speech"), texts: facts_of("texts")}
+    # What all trainings have stands with those on speech
+    expected[texts] = {k: v for k, v in expected[texts].items() if expected[speech].get(k) != v}
+    for part, known in expected.items():
+        rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.*) \| (yes)? ?\|$", part, re.M)
+        documented = {key: (default, bool(may)) for key, default, _, may in rows}
+        assert len(documented) == len(rows), "a key stands there twice"
+        assert documented == known
+        for key, _, meaning, _ in rows:
+            unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
+            assert unit in meaning, f"{key} is in {unit}"
 
 
 def test_resume_page_lists_the_keys_that_may_change() -> None:

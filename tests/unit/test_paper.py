@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from w2v2dist.cli import main
-from w2v2dist.config import flatten, to_dict
+from w2v2dist.config import flatten, read_yaml, to_dict
 from w2v2dist.reporting.paper import compare, references, show, written_reasons
 from w2v2dist.tasks.train import read_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [*references("pretrain"), *references("finetune")]
+TEXTS = "language_model"
 FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("common_"))
 PRECISION = (
     "bf16 instead of fp16 (released file) [all of F: fp16, which underflows in large models]"
@@ -58,7 +59,8 @@ def test_every_shipped_file(path: Path) -> None:
     assert found[0].split(": ")[-1].split()[0] == str(len(table(found)))
     assert {*table(found)} - {"utterances a slot"} <= values.keys()
     warned = [line for line in found if line.startswith("WARNING")]
-    assert len(warned) == (1 if path.stem.startswith("tiny") else 0)
+    tiny = path.stem.startswith("tiny") and values["task"] != TEXTS  # whose batch no source states
+    assert len(warned) == (1 if tiny else 0)
     if path.stem in NAMES:
         assert f" compared with {path.stem}: " in found[0]
         assert found[1].endswith("h: the same")
@@ -79,6 +81,19 @@ def test_every_key_is_compared_or_silent(name: str) -> None:
     else:
         assert missing - unused == {"model.channel_mask_length", "data.tokens"}
     assert {*compared} <= {*values}
+
+
+def test_language_model_is_the_papers() -> None:
+    found = lines(path_of("transformer_librispeech"))
+    assert found == [
+        f"{path_of('transformer_librispeech')} compared with transformer_librispeech: 0 deviations",
+        "tokens per step: 131,072 at most; transformer_librispeech: no source says how many",
+    ]
+    (reference,) = references(TEXTS).values()
+    values = flatten(to_dict(read_config(str(path_of("transformer_librispeech")), [])))
+    missing = {k for k in values if k.startswith("model.")} - {*reference.values} - SILENT
+    assert missing == {f"model.{n}" for n in ("dropout", "attention_dropout", "activation_dropout")}
+    assert "model.num_layers" in table(lines(path_of("tiny_letters")))
 
 
 def test_where_paper_and_released_file_differ() -> None:
@@ -210,3 +225,18 @@ def test_audio_is_the_papers() -> None:
 def test_hours_of_audio_are_the_source(paper_path: Path) -> None:
     text = " ".join(paper_path.read_text().split())
     assert re.findall(r"Batch: ([\d.]+) h and ([\d.]+) h of audio", text) == [HOURS]
+
+
+@pytest.mark.shared("PAPER.md")
+def test_decoding_weights_are_the_source(paper_path: Path) -> None:
+    """Every pair of LM weight and word score of decode/paper.yaml."""
+    lines = paper_path.read_text().split("Found values (LM weight, word score):", 1)[1].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:9]]
+    names = [name.split() for name in rows[0][1:]]
+    table = read_yaml(Path(__file__).parents[2] / "w2v2dist/decode/paper.yaml")
+    kinds = {"4-gram": "ngram", "Transformer": "transformer"}
+    for labels, *cells in rows[2:]:
+        for (model, kind), cell in zip(names, cells, strict=True):
+            found = [float(number.replace("−", "-")) for number in cell.split(",")]
+            assert table[labels][model][kinds[kind]] == found, (labels, model, kind)
+    assert len(table) == len(rows[2:])

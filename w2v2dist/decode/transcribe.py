@@ -1,113 +1,52 @@
 """`w2v2dist transcribe`: text of recordings, by any CTC model."""
 
 import argparse
-import json
-import os
+import contextlib
+import dataclasses
+import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from w2v2dist.config import ConfigError
-from w2v2dist.data.audio import SAMPLE_RATE, BadSample, Waveform, load_any
-from w2v2dist.decode.chunks import Chunk, chunks, log_probs
-from w2v2dist.decode.words import Word, captions, words
+from w2v2dist.data.audio import SAMPLE_RATE, TAKE_SOUND, BadSample
+from w2v2dist.data.long_audio import open_audio
+from w2v2dist.decode.arguments import decoding_arguments, decoding_from
+from w2v2dist.decode.chunks import Sound, hear
+from w2v2dist.decode.decoders import DecodingConfig, make_decoder
+from w2v2dist.decode.formats import FORMATS, write
+from w2v2dist.decode.greedy import Greedy
+from w2v2dist.decode.readings import reading
+from w2v2dist.decode.stretches import Decoder as RecordingDecoder
+from w2v2dist.decode.stretches import InStretches
+from w2v2dist.decode.words import Transcript, Word
 from w2v2dist.interop.open import OpenedModel, model_arguments, opened_from
-from w2v2dist.model import Wav2Vec2ForCTC
 from w2v2dist.runtime.logging import console
 
 SOUNDS = {f".{suffix}" for suffix in "flac wav mp3 ogg oga opus aif aiff au caf w64 sph".split()}
-BATCH = 8  # chunks at a time on a GPU
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """What was said in a recording."""
-
-    text: str
-    seconds: float
-    words: list[Word]
+VIDEOS = {f".{suffix}" for suffix in "mp4 m4v mkv webm mov m4a avi aac wma wmv amr 3gp".split()}
 
 
 def transcribe(
-    opened: OpenedModel, waveform: Waveform, told: Callable[[float], None] = lambda seconds: None
+    opened: OpenedModel,
+    sound: Sound,
+    told: Callable[[float], None] = lambda seconds: None,
+    decoder: RecordingDecoder | None = None,
 ) -> Transcript:
-    """The transcript (greedy) of a recording (S,) at 16 kHz, of any length, in chunks; `told` hears
-    the seconds that are done. Raises ConfigError where the model cannot transcribe."""
-    model, alphabet, normalized = opened.recogniser()
-    device = next(model.parameters()).device
-    found: list[torch.Tensor] = []
-    for same in _batches(waveform, model, BATCH if device.type == "cuda" else 1):
-        found += log_probs(model, same, normalized, device)
-        told(sum(len(part) for part in found) * model.config.total_stride / SAMPLE_RATE)
-    path = torch.cat(found) if found else torch.zeros(0, alphabet.num_tokens)
-    text = alphabet.decode(path.argmax(-1).tolist())
-    said = words(path, alphabet, model.config)
-    return Transcript(text, round(len(waveform) / SAMPLE_RATE, 3), said)
-
-
-def _batches(waveform: Waveform, model: Wav2Vec2ForCTC, most: int) -> Iterator[list[Chunk]]:
-    """Chunks in order, together where they are of one length: nothing is padded."""
-    batch: list[Chunk] = []
-    for chunk in chunks(waveform, model.config):
-        if batch and (len(batch) == most or len(batch[0].waveform) != len(chunk.waveform)):
-            yield batch
-            batch = []
-        batch.append(chunk)
-    if batch:
-        yield batch
-
-
-def as_txt(name: str, found: Transcript) -> str:
-    """The text."""
-    return f"{found.text}\n"
-
-
-def as_json(name: str, found: Transcript) -> str:
-    """Text, length, and each word with its times and confidence."""
-    return json.dumps({"file": name, **asdict(found)}, ensure_ascii=False, indent=1) + "\n"
-
-
-def as_ctm(name: str, found: Transcript) -> str:
-    """A line for each word: name, channel, start, duration, word, confidence."""
-    stem = "_".join(Path(name).stem.split()) or "-"
-    rows = (
-        f"{stem} 1 {w.start:.3f} {w.end - w.start:.3f} {w.text} {w.confidence:.4f}\n"
-        for w in found.words
-    )
-    return "".join(rows)
-
-
-def as_srt(name: str, found: Transcript) -> str:
-    """Captions with numbers."""
-    return "".join(f"{n}\n{text}\n" for n, text in enumerate(_captions(found, ","), 1))
-
-
-def as_vtt(name: str, found: Transcript) -> str:
-    """Captions for a browser."""
-    return "WEBVTT\n\n" + "".join(f"{text}\n" for text in _captions(found, "."))
-
-
-FORMATS = {"txt": as_txt, "json": as_json, "srt": as_srt, "vtt": as_vtt, "ctm": as_ctm}
-
-
-def _captions(found: Transcript, point: str) -> Iterator[str]:
-    # Where words are symbols of a script without blanks, their text is theirs joined
-    blank = "" if found.text == "".join(w.text for w in found.words) else " "
-    for caption in captions(found.words):
-        times = (_clock(seconds, point) for seconds in (caption[0].start, caption[-1].end))
-        yield f"{' --> '.join(times)}\n{blank.join(word.text for word in caption)}\n"
-
-
-def _clock(seconds: float, point: str) -> str:
-    whole, milliseconds = divmod(round(1000 * seconds), 1000)
-    minutes, second = divmod(whole, 60)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{second:02d}{point}{milliseconds:03d}"
+    """The transcript of a recording (S,) at 16 kHz, of any length, by a decoder (None: greedy);
+    `told` hears the seconds that are done. It is empty where the recording is silent, or shorter
+    than a frame. Raises ConfigError where the model cannot transcribe."""
+    model, alphabet, _ = opened.recogniser()
+    decoder = decoder or Greedy(alphabet, model.config)
+    text, words = decoder(hear(opened, sound, told))
+    return Transcript(text, round(len(sound) / SAMPLE_RATE, 3), words)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,14 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("audio", nargs="+", metavar="AUDIO", help="files, or folders of them; - for standard input")
     add("--format", choices=FORMATS, help="write files of it instead of text on the screen")
     add("--output", type=Path, metavar="DIR", help="where they go (default: beside each recording)")
+    decoding_arguments(parser, num_best=False)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is said in recordings (greedy), or write it with the times of words; any format
-    that libsndfile reads, any length. Exit status 1 where none could be read.
+    """Print what is said in recordings, or write it with the times of words; any format that
+    libsndfile reads, any length; greedy, or with a language model (--lm). Exit status 1 where none
+    could be read.
 
     example:
       w2v2dist transcribe runs/base_10h lecture.flac
+      w2v2dist transcribe runs/base_10h lecture.flac --lm 4gram.arpa --weights weights.json
       w2v2dist transcribe facebook/wav2vec2-base-960h talks/ --format srt --output subtitles
     """
     if args.output and not args.format:
@@ -133,17 +75,19 @@ def run(args: argparse.Namespace) -> int:
     targets = _targets(paths, args.format, args.output)
     opened = opened_from(args)
     for note in opened.notes:
-        console.print(f"note: {note}", style="yellow")
+        print(f"w2v2dist: note: {note}", file=sys.stderr)
     opened.recogniser()
-    if torch.cuda.is_available():
-        opened.module.to("cuda")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    opened.module.to(device)
+    decoder = _decoder(decoding_from(args), opened, device)
     failed = 0
     columns = ("{task.description}", "{task.fields[speed]}")
-    bar = Progress(*map(TextColumn, columns), BarColumn(), TimeRemainingColumn(), transient=True)
+    shown = (*map(TextColumn, columns), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*shown, console=Console(stderr=True), transient=True)  # stdout has the text
     with bar:
         for path, target in zip(paths, targets, strict=True):
             try:
-                found = _one(opened, path, bar)
+                found = _one(opened, path, bar, decoder)
             except BadSample as error:
                 failed += 1
                 print(f"w2v2dist: {path}: {error}", file=sys.stderr)
@@ -151,34 +95,61 @@ def run(args: argparse.Namespace) -> int:
             if target is None:
                 print(found.text if len(paths) == 1 else f"{path}\t{found.text}", flush=True)
             else:
-                _write(target, FORMATS[args.format](path, found))
+                write(target, FORMATS[args.format](path, found))
+                console.print(f"wrote {target}")
     if failed:
         print(f"w2v2dist: {failed} of {len(paths)} could not be read", file=sys.stderr)
     return 1 if failed == len(paths) else 0
 
 
-def _one(opened: OpenedModel, path: str, bar: Progress) -> Transcript:
-    waveform = _load(path)
-    task = bar.add_task(Path(path).name, total=len(waveform) / SAMPLE_RATE, speed="")
-    started = time.monotonic()
+def _decoder(
+    config: DecodingConfig, opened: OpenedModel, device: torch.device
+) -> RecordingDecoder | None:
+    """The search in stretches of a recording; None: greedy."""
+    if config.decoder == "greedy":
+        return None
+    _, alphabet, _ = opened.recogniser()
+    search = make_decoder(dataclasses.replace(config, num_workers=1), alphabet, device)
+    for note in search.notes:
+        print(f"w2v2dist: note: {note}", file=sys.stderr)
 
-    def told(seconds: float) -> None:
-        times = seconds / max(time.monotonic() - started, 1e-3)
-        bar.update(task, completed=seconds, speed=f"{times:.1f} × real time")
+    def decode(log_probs: torch.Tensor, first_frame: int) -> tuple[str, list[Word]]:
+        values = log_probs.numpy()
+        best = next(iter(search.decode([values], config.beam)))[0]
+        return reading(best, values, alphabet, opened.encoder.config, first_frame)
 
-    found = transcribe(opened, waveform, told)
-    bar.remove_task(task)
-    return found
+    return InStretches(decode, alphabet)
 
 
-def _load(path: str) -> Waveform:
-    """A recording, or what stands on standard input."""
+def _one(
+    opened: OpenedModel, path: str, bar: Progress, decoder: RecordingDecoder | None
+) -> Transcript:
+    with _source(path) as file, open_audio(file) as sound:
+        if len(sound) < opened.encoder.config.receptive_field:
+            print(f"w2v2dist: {path}: too short to hear a word: empty", file=sys.stderr)
+        task = bar.add_task(Path(path).name, total=len(sound) / SAMPLE_RATE, speed="")
+        started = time.monotonic()
+
+        def told(seconds: float) -> None:
+            times = seconds / max(time.monotonic() - started, 1e-3)
+            bar.update(task, completed=seconds, speed=f"{times:.1f} × real time")
+
+        try:
+            return transcribe(opened, sound, told, decoder)
+        finally:
+            bar.remove_task(task)
+
+
+@contextlib.contextmanager
+def _source(path: str) -> Iterator[str]:
+    """The file itself, or one of what stands on standard input."""
     if path != "-":
-        return load_any(path)
+        yield path
+        return
     with tempfile.NamedTemporaryFile(suffix=".audio") as file:
-        file.write(sys.stdin.buffer.read())
+        shutil.copyfileobj(sys.stdin.buffer, file)
         file.flush()
-        return load_any(file.name)
+        yield file.name
 
 
 def _paths(given: list[str]) -> list[str]:
@@ -187,16 +158,27 @@ def _paths(given: list[str]) -> list[str]:
     for name in given:
         path = Path(name)
         if name != "-" and path.is_dir():
-            found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SOUNDS)
-            if not found:
-                kinds = " ".join(sorted(SOUNDS))
-                raise ConfigError(f"{name} holds no recording ({kinds})")
-            out += found
+            out += _in_folder(path)
         elif name == "-" or path.exists():
             out.append(name)
         else:
             raise ConfigError(f"{name!r} does not exist: give a recording, a folder of them, or -")
     return out
+
+
+def _in_folder(folder: Path) -> list[str]:
+    """The recordings of a folder; says how many it holds that are not read."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SOUNDS | VIDEOS)
+    found = [str(p) for p in files if p.suffix.lower() in SOUNDS]
+    others = Counter(p.suffix.lower().lstrip(".") for p in files if p.suffix.lower() in VIDEOS)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    remedy = f"take their sound out: {TAKE_SOUND.format('FILE', 'FILE')}"
+    if not found:
+        why = f": its videos ({kinds}) are not read; {remedy}" if kinds else ""
+        raise ConfigError(f"{folder} holds no recording ({' '.join(sorted(SOUNDS))}){why}")
+    if kinds:
+        print(f"w2v2dist: {folder}: {kinds} left out; {remedy}", file=sys.stderr)
+    return found
 
 
 def _targets(paths: list[str], kind: str | None, output: Path | None) -> list[Path | None]:
@@ -210,12 +192,3 @@ def _targets(paths: list[str], kind: str | None, output: Path | None) -> list[Pa
         twin = next(t for t in targets if targets.count(t) > 1)
         raise ConfigError(f"two recordings would be written to {twin}: transcribe them separately")
     return [*targets]
-
-
-def _write(target: Path, text: str) -> None:
-    """A file that is whole, or not there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
-    console.print(f"wrote {target}")
