@@ -34,7 +34,7 @@ from torchaudio.models.decoder import CTCDecoder, ctc_decoder
 from benchmarks.simulated import Noise, emission
 from w2v2dist.data.alphabet import alphabet
 from w2v2dist.decode.beam_config import WEIGHTS, BeamConfig
-from w2v2dist.decode.decoders import Decoder, DecodingConfig, make_decoder
+from w2v2dist.decode.decoders import Decoder, DecodingConfig, make_decoder, reordered
 from w2v2dist.decode.scoring import errors
 from w2v2dist.decode.searchable import Searchable
 from w2v2dist.decode.significance import compare, interval
@@ -57,6 +57,8 @@ def parse_args() -> argparse.Namespace:
     add("--dev-utterances", type=int, default=100)
     add("--timed", type=int, default=20, help="utterances that both decoders take turns with")
     add("--beams", type=int, nargs="+", default=[50, 500])
+    add("--second-beam", type=int, default=200, help="readings that the Transformer reads again")
+    add("--second-dev", type=int, default=150, help="sentences of --dev for it")
     add("--trials", type=int, default=30)
     for item in dataclasses.fields(Noise):
         add(f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default)
@@ -176,6 +178,38 @@ def in_order(args: argparse.Namespace, said: Texts, emissions: list[np.ndarray])
         before = _row(f"{name} ({speed:.2f} utterances/s)", weights, said, found, before)
 
 
+def second_pass(args: argparse.Namespace, said: Texts, emissions: list[np.ndarray]) -> None:
+    """The n-gram's best readings in its own order and with the Transformer's opinion, the weights
+    of both found on the readings of other sentences."""
+    dev = args.dev.read_text(encoding="utf-8").splitlines()[: args.second_dev]
+    heard = [emission(text, 10**6 + i, LETTERS, _noise(args)) for i, text in enumerate(dev)]
+    beam = BeamConfig(beam_size=args.second_beam)
+    config = dataclasses.replace(
+        _config(str(args.lm), args.lexicon), decoder="rescore", rescore_lm=args.transformer
+    )
+    decoder = make_decoder(config, LETTERS, torch.device("cpu"))
+    lists = [[*decoder.decode(e, beam, beam.beam_size)] for e in (heard, emissions)]
+
+    def texts(which: int, weights: dict[str, float]) -> Texts:
+        found = dataclasses.replace(beam, **{"rescore_weight": 0.0, **weights})
+        return [LETTERS.decode(reordered(readings, found)[0].path) for readings in lists[which]]
+
+    before = None
+    for name, names in (
+        (f"n-gram, beam {beam.beam_size}", ("lm_weight", "word_score")),
+        ("the same, and the Transformer", ("lm_weight", "word_score", "rescore_weight")),
+    ):
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1))
+        study.optimize(
+            lambda trial, names=names: _rate(
+                dev, texts(0, {n: trial.suggest_float(n, *WEIGHTS[n]) for n in names})
+            ),
+            128,
+        )
+        shown = ", ".join(f"{study.best_params[n]:.2f}" for n in names)
+        before = _row(name, shown, said, texts(1, study.best_params), before)
+
+
 def _row(name: str, weights: str, said: Texts, found: Texts, before: list[int] | None) -> list[int]:
     counted = errors(said, found, "word")
     lost, units = [e.total for e in counted], [e.num_units for e in counted]
@@ -211,6 +245,8 @@ def main() -> None:
     side_by_side(args, said, emissions)
     if args.dev:
         in_order(args, said, emissions)
+        if args.transformer:
+            second_pass(args, said, emissions)
 
 
 if __name__ == "__main__":
