@@ -10,18 +10,18 @@ import torch
 
 from w2v2dist import checkpoint
 from w2v2dist.config import ConfigError
-from w2v2dist.data.alphabet import DELIMITER, Alphabet
-from w2v2dist.data.vocabulary import END, PAD, Vocabulary
+from w2v2dist.data.alphabet import Alphabet
+from w2v2dist.data.vocabulary import END, PAD, UNKNOWN, Vocabulary
+from w2v2dist.decode.scorer import token_names
 from w2v2dist.interop.language_model import open_language_model
 from w2v2dist.interop.open import is_run
-from w2v2dist.lm.arpa import arpa_words, sniff
+from w2v2dist.lm.arpa import MARKS, arpa_words, sniff
 from w2v2dist.lm.lexicon import Lexicon, read_lexicon
 from w2v2dist.model.language_model import TransformerLanguageModel
 
 NO_LEXICON = "none"
 ENDS = 1 << 20  # bytes
 LM = "KenLM file (.arpa, .arpa.gz, .bin), or a run of a Transformer LM, or fairseq's .pt"
-MARKS = {"<s>", "</s>", "<unk>", "<UNK>"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,10 +111,9 @@ def _lexicon(words: list[str], alphabet: Alphabet, given: str | None) -> Lexicon
         return None
     if given is not None:
         return _read(given, alphabet)
-    tokens = {DELIMITER if i == alphabet.delimiter else t for i, t in enumerate(alphabet.tokens)}
-    if {*words} - MARKS <= tokens:
+    if {*words}.difference(MARKS) <= {*token_names(alphabet)}:
         return None
-    return Lexicon.from_words([word for word in words if word not in MARKS], alphabet)
+    return Lexicon.from_words(words, alphabet)
 
 
 def _read(name: str, alphabet: Alphabet) -> Lexicon:
@@ -135,8 +134,8 @@ def _said(lexicon: Lexicon | None) -> list[str]:
 
 def symbols_of(text: str, alphabet: Alphabet) -> list[str]:
     """A text in the tokens of its alphabet, | between words."""
-    delimiter = alphabet.delimiter
-    return [DELIMITER if i == delimiter else alphabet.tokens[i] for i in alphabet.encode(text)]
+    names = token_names(alphabet)
+    return [names[i] for i in alphabet.encode(text)]
 
 
 @torch.no_grad()
@@ -151,7 +150,7 @@ def transformer_scores(lm: LanguageModel, texts: list[str], alphabet: Alphabet) 
             rows.append(lm.vocabulary.encode(text))
         else:
             found = (lm.vocabulary.id_of(symbol) for symbol in symbols_of(text, alphabet))
-            rows.append([3 if i is None else i for i in found])
+            rows.append([UNKNOWN if i is None else i for i in found])
     width = max(map(len, rows)) + 1
     inputs = torch.full((len(rows), width), PAD)
     targets = inputs.clone()

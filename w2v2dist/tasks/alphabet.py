@@ -11,6 +11,7 @@ from w2v2dist.data.source import open_index
 from w2v2dist.data.texts import count_symbols, read_labels
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import console
+from w2v2dist.tasks.agreed import agreed
 from w2v2dist.tasks.finetune import FinetuneConfig
 from w2v2dist.training.run_folder import has_saved
 
@@ -19,17 +20,7 @@ NAMED = ("letters", "phones")
 
 def agreed_alphabet(config: FinetuneConfig, world: World) -> Alphabet:
     """`training_alphabet` of rank 0, which alone reads; collective. Raises ConfigError in all."""
-    found: Alphabet | None = None
-    problem = ""
-    if world.is_main:
-        try:
-            found = training_alphabet(config)
-        except (ValueError, OSError) as error:
-            problem = str(error)
-    found, problem = world.gather((found, problem))[0]
-    if found is None:
-        raise ConfigError(problem)
-    return found
+    return agreed(lambda: training_alphabet(config), world)
 
 
 def training_alphabet(config: FinetuneConfig) -> Alphabet:

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from w2v2dist.config import ConfigError
 from w2v2dist.data.text_source import (
     TextBatch,
     TextDataConfig,
@@ -20,6 +19,7 @@ from w2v2dist.data.text_source import (
 from w2v2dist.model.language_model import LanguageModelConfig, TransformerLanguageModel
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.keyed import keyed_seed
+from w2v2dist.tasks.agreed import agreed
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
 from w2v2dist.training.schedules import learning_rate
@@ -40,17 +40,7 @@ class LanguageModelingConfig(TrainingConfig):
 def agreed_texts(config: LanguageModelingConfig, world: World) -> TextFolders:
     """The encoded texts in the run folder, which rank 0 alone makes; collective. Raises ConfigError
     in all."""
-    found: TextFolders | None = None
-    problem = ""
-    if world.is_main:
-        try:
-            found = encoded_texts(config)
-        except (ValueError, OSError) as error:
-            problem = str(error)
-    found, problem = world.gather((found, problem))[0]
-    if found is None:
-        raise ConfigError(problem)
-    return found
+    return agreed(lambda: encoded_texts(config), world)
 
 
 def encoded_texts(config: LanguageModelingConfig) -> TextFolders:
