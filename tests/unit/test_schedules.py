@@ -90,7 +90,8 @@ def test_temperature_of_base_reaches_the_floor_before_the_end() -> None:
     [
         ({"peak_lr": 0.0}, "peak_lr is 0.0 but must be positive"),
         ({"warmup_steps": -1}, "warmup_steps is -1 but must not be negative"),
-        ({"warmup_fraction": 0.7}, "must be at most 1"),
+        ({"warmup_fraction": 0.7}, "warmup_fraction is 0.7, hold_fraction 0.4 but their sum must"),
+        ({"final_scale": 0.0}, "initial_scale is 0.01, final_scale 0.0 but both must be positive"),
     ],
 )
 def test_bad_schedules(values: dict[str, float], message: str) -> None:

@@ -3,6 +3,8 @@ of its own, in turn."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from tests.training_parts import make_run
@@ -17,6 +20,7 @@ from tests.training_parts import world as world  # the fixture
 from w2v2dist.config import ConfigError
 from w2v2dist.data.batch import Batch
 from w2v2dist.data.config import DataConfig
+from w2v2dist.reporting.status import read_status
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.runtime.preemption import PreemptionFlag
@@ -27,7 +31,7 @@ from w2v2dist.training.engine import EngineConfig, OptimizerConfig
 from w2v2dist.training.loop import Finished, Outcome, Preempted, fit
 from w2v2dist.training.metrics import Metrics
 from w2v2dist.training.schedules import LoopConfig
-from w2v2dist.training.task import Group, Reading, Record, Update
+from w2v2dist.training.task import Group, Reading, Record, Transcript, Update
 
 
 class Numbers:
@@ -89,6 +93,9 @@ class InTurn:
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         return {"loss": sums["loss"] / sums["num"]}
+
+    def transcripts(self, count: int) -> list[Transcript]:
+        return []
 
     def schedule_metrics(self, step: int) -> dict[str, float]:
         return {}
@@ -162,6 +169,45 @@ def test_a_validation_that_a_signal_interrupts_is_owed(tmp_path: Path, world: Wo
     assert links[0] == links[1]
 
 
+def test_a_validation_that_was_owed_is_on_the_board_once(tmp_path: Path, world: World) -> None:
+    """Also where a kill comes after it and before the next save."""
+    train(tmp_path, world, told=1, max_steps=5)
+    (tmp_path / "metrics.jsonl").write_text("")
+    for told in (2, 0):  # neither saves again: a signal comes in the validation of step 5, owed too
+        kept = shutil.copytree(tmp_path / "checkpoints", tmp_path / "kept", symlinks=True)
+        train(tmp_path, world, told=told, max_steps=5)
+        shutil.rmtree(tmp_path / "checkpoints")
+        kept.rename(tmp_path / "checkpoints")
+    records = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records if "valid/loss" in r].count(3) == 2
+    found = EventAccumulator(str(tmp_path / "tensorboard" / "valid")).Reload().Scalars("loss/loss")
+    assert [e.step for e in found] == [3, 5]
+
+
+def test_that_it_has_finished_is_said_once_and_after_a_kill_before_it(
+    tmp_path: Path, world: World
+) -> None:
+    train(tmp_path, world)
+    events = tmp_path / "events.jsonl"
+    whole = events.read_text()
+    assert json.loads(whole.splitlines()[-1])["event"] == "finished"
+    events.write_text(whole[: whole.rindex("\n", 0, -1) + 1])
+    for _ in range(2):
+        outcome, _, source = train(tmp_path, world)
+        assert (outcome, source.validations) == (Finished(), 0)
+        said = [e for e in read_jsonl(events) if e["event"] in ("finished", "resumed")]
+        assert [(e["event"], e["step"]) for e in said] == [("finished", 6)]
+    assert read_status(tmp_path)["state"] == "finished"
+
+
+def test_an_owed_validation_of_the_last_step_is_made_once(tmp_path: Path, world: World) -> None:
+    train(tmp_path, world, told=2)
+    for expected in (1, 0):
+        outcome, _, source = train(tmp_path, world)
+        assert (outcome, source.validations) == (Finished(), expected)
+    assert [e["event"] for e in read_jsonl(tmp_path / "events.jsonl")].count("finished") == 1
+
+
 def test_an_error_inside_a_step_says_where_and_how_to_look(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +221,19 @@ def test_an_error_inside_a_step_says_where_and_how_to_look(
         f"at step 1, slot 0: `w2v2dist batches {tmp_path}/config.yaml --step 1 --slot 0` shows "
         "what it used"
     ]
+
+
+def test_a_full_gpu_names_the_keys_to_turn(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: InTurn, engine: Any, batch: Batch, step: int, seed: int) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(InTurn, "losses", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as error:
+        train(tmp_path, world)
+    assert "model.activation_checkpointing=true" in error.value.__notes__[1]
+    assert "data.max_samples_per_slot" in error.value.__notes__[1]
 
 
 def test_metrics_are_averages_since_the_last_record(tmp_path: Path, world: World) -> None:

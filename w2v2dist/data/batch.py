@@ -47,6 +47,10 @@ class Batch:
     used: dict[str, Any] | None = None  # the audit record; None where nothing is used
     bad: list[dict[str, Any]] = field(default_factory=list)
 
+    def recording(self) -> Tensor | None:
+        """What a person can listen to (S,), at 16 kHz; None where there is nothing."""
+        return None
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function` applied to every tensor."""
         values = ((item.name, getattr(self, item.name)) for item in fields(self))
@@ -68,6 +72,12 @@ class SpeechBatch(Batch):
 
     waveforms: Tensor  # (B, S) float32
     num_samples: Tensor | None = None  # (B,) int64 where rows are padded
+
+    def recording(self) -> Tensor | None:
+        """The first utterance or crop; None of an empty slot's noise."""
+        if self.used is None:
+            return None
+        return self.waveforms[0, : None if self.num_samples is None else int(self.num_samples[0])]
 
 
 def core(rows: Rows, num_targets: float, mask: Tensor | None = None) -> dict[str, Any]:

@@ -6,11 +6,18 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from w2v2dist.runtime.board import Board
+
+# The board is imported late: reading logs needs no torch
 
 DISK_FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "disk quota exceeded"}
 console = Console(soft_wrap=True, highlight=False)
@@ -39,28 +46,62 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 class RunLogger:
-    """Writes the logs of a run folder; nothing where `enabled` is false (other ranks than 0)."""
+    """Writes the logs of a run folder; nothing where `enabled` is false (other ranks than 0).
+    TensorBoard has what comes after `begin`."""
 
     def __init__(self, run_dir: Path, enabled: bool = True) -> None:
         self.run_dir, self.enabled = run_dir, enabled
-        self._board: SummaryWriter | None = None
+        self._board: Board | None = None
+        self.listens = False  # whether a recording is wanted: the first one after `begin`
         if enabled:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def begin(self, step: int, hyperparameters: Mapping[str, Any], *, owed: bool = False) -> None:
+        """Training goes on after `step`: TensorBoard forgets what it was shown of later ones, and
+        of the validation of this one where it is `owed`."""
+        from w2v2dist.runtime.board import Board
+
+        if self.enabled:
+            self.close()
+            try:
+                self._board = Board(self.run_dir / "tensorboard", step, owed=owed)
+                self.listens = True
+            except OSError as error:
+                self._lost_board(error)
+            self._show(lambda board: board.hyperparameters(hyperparameters))
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Append a record (it has `step`) to metrics.jsonl and its numbers to TensorBoard."""
-        self._append("metrics.jsonl", {**record, "time": round(time.time(), 3)})
+        now = time.time()
+        self._append("metrics.jsonl", {**record, "time": round(now, 3)})
+        self._show(lambda board: board.scalars(record, now))
+
+    def listen(self, step: int, recording: "Tensor | None") -> None:
+        """Put a waveform (S,) of 16 kHz into TensorBoard, once after `begin`."""
+        if self.listens and recording is not None:
+            self.listens = False
+            self._show(lambda board: board.recording(step, recording))
+
+    def table(self, name: str, tag: str, step: int, rows: Sequence[Sequence[str]]) -> None:
+        """Put a table of texts of the validation set `name`, its head first, into TensorBoard."""
+        self._show(lambda board: board.table(name, tag, step, rows))
+
+    def finished(self, step: int) -> None:
+        """The event that all steps are done."""
+        self.event("finished", step=step)
+        self._show(lambda board: board.finished())
+
+    def _show(self, action: "Callable[[Board], None]") -> None:
         if self._board is None:
             return
         try:
-            for key, value in record.items():
-                if key != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(key, value, record["step"])
-            self._board.flush()
+            action(self._board)
         except OSError as error:
-            self._lost("tensorboard/, until the next start", error)
-            self._board = None  # its thread has ended
+            self._lost_board(error)
+
+    def _lost_board(self, error: OSError) -> None:
+        self._board, self.listens = None, False  # its thread has ended
+        self._lost("tensorboard/, until the next start", error)
 
     def event(self, name: str, **fields: Any) -> None:
         """Append to events.jsonl and say it on the console."""
@@ -86,6 +127,6 @@ class RunLogger:
             console.print(text, markup=False)
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
+        """Close the files of TensorBoard."""
+        self._show(lambda board: board.close())
+        self._board = None

@@ -37,7 +37,10 @@ def training_alphabet(config: FinetuneConfig) -> Alphabet:
     if data.tokens != "auto" and path.exists():
         found = read_alphabet(path, data.units, data.text).check()
         if data.units == "phones" and found.units != "phones":
-            raise ConfigError(f"data.units is phones but the alphabet in {path} is of characters")
+            raise ConfigError(
+                f"data.units is phones but the alphabet in {path} is of characters: name one of "
+                "phones, or set data.units=characters"
+            )
         return found
     if kept.exists() and has_saved(Path(config.run_dir)):
         return read_alphabet(kept)

@@ -12,16 +12,17 @@ from w2v2dist.data.batch import Rows, SpeechBatch, core, empty_waveform, encode_
 from w2v2dist.data.batching import MicroBatch
 from w2v2dist.data.source import SpeechSource
 from w2v2dist.decode.greedy import greedy_text
-from w2v2dist.decode.scoring import error_counts, error_rates
+from w2v2dist.decode.scoring import RATES, error_counts, error_rates
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC
 from w2v2dist.model.ctc import ctc_loss
 from w2v2dist.model.masking import channel_mask, span_mask
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
 from w2v2dist.tasks.pretrained import load_pretrained
 from w2v2dist.tasks.speech import SpeechConfig, SpeechTask, dropped_layers, empty_core
-from w2v2dist.training.task import Reading, Record
+from w2v2dist.training.task import Reading, Record, Transcript
 
 EMPTY_SAMPLES = 16_000  # of a slot without utterances
+UNITS = {"wer": "words", "cer": "letters", "per": "phones"}  # what error rates count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +136,8 @@ class FinetuneTask(SpeechTask):
             self.notes += load_pretrained(
                 self.model, config.pretrained, alphabet, config.data.normalize
             )
+        # Key, reference and hypothesis of the last micro-batch of validation
+        self._read: list[tuple[str, str, str]] = []
         super().__init__(config, self.model)
 
     def source(self) -> SpeechSource:
@@ -158,6 +161,8 @@ class FinetuneTask(SpeechTask):
         }
         if not torch.is_grad_enabled():
             hypotheses = greedy_text(out.logits, out.num_frames, self.alphabet)
+            keys = batch.used["keys"] if batch.used else []  # an empty slot has one text, of nobody
+            self._read = [*zip(keys, batch.texts, hypotheses, strict=False)]
             counts = error_counts(batch.texts, hypotheses)
             sums |= {name: torch.tensor(float(value)) for name, value in counts.items()}
         return sums
@@ -172,6 +177,17 @@ class FinetuneTask(SpeechTask):
                 )
             out |= error_rates(sums, self.alphabet.error_rates)
         return {**out, "num_utterances": sums["num_utterances"]}
+
+    def transcripts(self, count: int) -> list[Transcript]:
+        """The first utterances of the last micro-batch of validation, read greedily."""
+        rate = self.alphabet.error_rates[0]
+        out = []
+        for key, reference, hypothesis in self._read[:count]:
+            counts = error_counts([reference], [hypothesis])
+            wrong, all_ = (counts[name] for name in RATES[rate])
+            said = f"{wrong} of {all_} {UNITS[rate]}"
+            out.append(Transcript(key, reference, hypothesis, said))
+        return out
 
     def schedule_metrics(self, step: int) -> dict[str, float]:
         """Whether the Transformer is frozen."""

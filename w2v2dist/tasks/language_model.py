@@ -23,7 +23,7 @@ from w2v2dist.tasks.agreed import agreed
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
 from w2v2dist.training.schedules import learning_rate
-from w2v2dist.training.task import Group, Reading, Record, Update
+from w2v2dist.training.task import Group, Reading, Record, Transcript, Update
 
 ENCODED = "texts"  # of the run folder: the texts as ids
 
@@ -86,6 +86,10 @@ class LanguageModelTask:
         loss = sums["loss"] / max(sums["num_tokens"], 1.0)
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return {"loss": loss, "bits": loss / math.log(2), "perplexity": perplexity}
+
+    def transcripts(self, count: int) -> list[Transcript]:
+        """None: nothing is read."""
+        return []
 
     def schedule_metrics(self, step: int) -> dict[str, float]:
         """None beside the learning rate."""

@@ -18,7 +18,7 @@ from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.schedules import learning_rate
-from w2v2dist.training.task import Group, Update
+from w2v2dist.training.task import Group, Transcript, Update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +51,10 @@ class SpeechTask:
         """All parameters that are not frozen, at the scheduled learning rate."""
         schedule, max_steps = self._training.schedule, self._training.loop.max_steps
         return Update("", learning_rate(schedule, step, max_steps))
+
+    def transcripts(self, count: int) -> list[Transcript]:
+        """None: nothing is read."""
+        return []
 
     def progress(self, amount: float) -> dict[str, float]:
         """Samples as hours of audio."""

@@ -108,11 +108,11 @@ def run(args: argparse.Namespace) -> int:
 
     example:
       torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml \\
-        data.train=demo/shards/train data.valid=demo/shards/valid
+        data.train=demo/shards/unlabelled data.valid=demo/shards/valid
     """
     from w2v2dist.checkpoint import CheckpointError
+    from w2v2dist.training.lock import InUseError
     from w2v2dist.training.loop import Preempted
-    from w2v2dist.training.run_folder import InUseError
 
     try:
         with PreemptionFlag().installed() as flag:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from w2v2dist import checkpoint
 from w2v2dist.checkpoint import CheckpointError, Retention
 from w2v2dist.training import engine_state
+from w2v2dist.training.attempts import attempt
 from w2v2dist.training.engine import Engine
-from w2v2dist.training.run_folder import Run, attempt
+from w2v2dist.training.run_folder import Run
 
 SAVE_ATTEMPTS = 3  # in a row; the last must succeed
 INFINITY = float("inf")

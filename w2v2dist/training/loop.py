@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from w2v2dist.config import ConfigError
+from w2v2dist.config import ConfigError, flatten, to_dict
 from w2v2dist.runtime.distributed import VirtualRanks, World
 from w2v2dist.runtime.keyed import keyed_seed
+from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.runtime.preemption import SIGNALS, PreemptionFlag
 from w2v2dist.training.alarms import Alarms
 from w2v2dist.training.bad_samples import BadSamples
@@ -37,6 +38,11 @@ class Preempted:
 
 
 Outcome = Finished | Preempted
+OUT_OF_MEMORY = (
+    "a GPU's memory is full: continue the run with model.activation_checkpointing=true or a higher "
+    "engine.zero_stage, which changes no result, or begin another with a smaller "
+    "data.max_samples_per_slot"
+)
 
 
 class _Training:
@@ -96,22 +102,29 @@ def _train(t: _Training) -> Outcome | Rollback:
     """Go on after the newest checkpoint, to the end or to what ends it before."""
     done, last = t.checkpointer.resume(), t.run.config.loop.max_steps
     t.run.watchdog.progress()
+    if done == last and _has_said_so(t):
+        t.run.logger.say(f"{t.run.config.run_dir} has finished all {last} steps")
+        return Finished()
+    owed = done > 0 and t.validation.owed == done
+    t.run.logger.begin(done, flatten(to_dict(t.run.config)), owed=owed)
     for note in () if done else (*t.task.notes, *t.source.notes):
         t.run.logger.event("note", step=done, text=note)
     t.alarms.resumed(done)
     t.metrics.start(done)
-    if done and t.validation.owed == done:
-        if (outcome := _validate_and_save(t, done)) is not None:
-            return outcome
-    elif done == last:
-        t.run.logger.say(f"{t.run.config.run_dir} has finished all {last} steps")
-        return Finished()
+    if owed and (outcome := _validate_and_save(t, done)) is not None:
+        return outcome
     with contextlib.closing(_batches(t, done + 1)) as batches:
         for step in range(done + 1, last + 1):
             if (ended := _step(t, batches, step)) is not None:
                 return ended
-    t.run.logger.event("finished", step=last)
+    t.run.logger.finished(last)
     return Finished()
+
+
+def _has_said_so(t: _Training) -> bool:
+    """Whether `finished` is logged: a kill may come between the last save and it."""
+    events = read_jsonl(t.run.path / "events.jsonl") if t.run.world.is_main else []
+    return bool(t.run.world.gather(any(e.get("event") == "finished" for e in events))[0])
 
 
 def _batches(t: _Training, first: int) -> Batches:
@@ -133,6 +146,8 @@ def _step(t: _Training, batches: Iterator[Any], step: int) -> Preempted | Rollba
         t.checkpointer.settle()
     if agreed.signal_number:
         return _preempted(t, step - 1, agreed.signal_number)
+    if t.run.logger.listens:
+        t.run.logger.listen(step, micro[0].recording())
     for batch in micro:
         log_batch(t.run, batch, samples=t.run.config.loop.log_samples)
     if agreed.num_bad:
@@ -199,6 +214,8 @@ def _update(
                 f"at step {step}, slot {batch.slot}: `w2v2dist batches {t.run.config.run_dir}/"
                 f"config.yaml --step {step} --slot {batch.slot}` shows what it used"
             )
+            if isinstance(error, torch.OutOfMemoryError):
+                error.add_note(OUT_OF_MEMORY)
             raise
         t.metrics.add(sums, weight)
     assert norm is not None

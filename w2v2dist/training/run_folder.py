@@ -1,11 +1,8 @@
-"""The run folder: its lock, its configuration, which may not change, and the logs of samples."""
+"""The run folder: its configuration, which may not change, and the logs of samples."""
 
 import contextlib
-import fcntl
 import json
-import os
 import platform
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,58 +15,9 @@ from w2v2dist.checkpoint import candidates
 from w2v2dist.config import ConfigError, changeable, diff, merge, read_yaml, to_dict, to_yaml
 from w2v2dist.data.batch import Batch
 from w2v2dist.runtime.distributed import World
-from w2v2dist.runtime.logging import DISK_FULL, RunLogger, append_jsonl, read_jsonl
+from w2v2dist.runtime.logging import DISK_FULL, RunLogger, append_jsonl
 from w2v2dist.runtime.watchdog import Watchdog
-
-
-class InUseError(RuntimeError):
-    """Another process trains in the run folder."""
-
-
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for this process, until it ends in whatever way (a POSIX record lock, which
-    workers do not inherit, where there are locks). Raises InUseError where another has it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "lock").open("a+", encoding="utf-8") as file:
-        started = time.monotonic()
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                owner = file.read().strip()
-                # A dead process of this host has let go; of a dead host the file server must notice
-                wait_s = 5 if f"on {platform.node()}," in owner else 150
-                if time.monotonic() - started > wait_s:
-                    raise InUseError(
-                        f"{run_dir} is in use by {owner}: wait for it or end it, or use another "
-                        f"run_dir"
-                    ) from None
-                time.sleep(0.5)
-            except OSError:  # no lock service
-                break
-        file.seek(0)
-        file.truncate()
-        job = os.environ.get("SLURM_JOB_ID", "none")
-        file.write(f"process {os.getpid()} on {platform.node()}, Slurm job {job}\n")
-        file.flush()
-        yield
-
-
-def holder(run_dir: Path) -> str:
-    """The process that holds a run folder; "" where none does, or where the file system does not
-    show locks to this host. Not for the holder itself: closing the file would let go."""
-    try:
-        with (run_dir / "lock").open(encoding="utf-8") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                return file.read().strip()
-    except OSError:
-        pass
-    return ""
+from w2v2dist.training.lock import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +145,6 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def starts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of events.jsonl those with which an attempt begins."""
-    return [e for e in events if e["event"] in ("start", "resumed")]
-
-
-def attempt(run_dir: Path, step: int) -> dict[str, int]:
-    """Of a start at `step`: the attempt's number, from 1, and how many logged steps are lost."""
-    before = starts(read_jsonl(run_dir / "events.jsonl"))
-    since = before[-1]["time"] if before else 0.0
-    steps = [r["step"] for r in read_jsonl(run_dir / "metrics.jsonl") if r.get("time", -1) >= since]
-    return {"attempt": len(before) + 1, "lost_steps": max([0, *(s - step for s in steps)])}
 
 
 def log_batch(run: Run, batch: Batch, *, samples: bool) -> None:

@@ -54,9 +54,13 @@ class ScheduleConfig:
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps} but must not be negative")
         if min(self.initial_scale, self.final_scale) <= 0:
-            raise ValueError("initial_scale and final_scale must be positive")
+            scales = f"initial_scale is {self.initial_scale}, final_scale {self.final_scale}"
+            raise ValueError(f"{scales} but both must be positive")
         if self.warmup_fraction + self.hold_fraction > 1:
-            raise ValueError("warmup_fraction + hold_fraction must be at most 1")
+            raise ValueError(
+                f"warmup_fraction is {self.warmup_fraction}, hold_fraction {self.hold_fraction} "
+                "but their sum must be at most 1: what is left is the decay"
+            )
 
 
 def warmup_steps(config: ScheduleConfig, max_steps: int) -> int:

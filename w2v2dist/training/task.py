@@ -39,6 +39,16 @@ class Reading:
     remedy: str
 
 
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """An utterance of a validation set: what is said, and what the model reads."""
+
+    key: str
+    reference: str
+    hypothesis: str
+    errors: str  # for a person: "2 of 9 words"
+
+
 class Source(Protocol):
     """Where the micro-batches of a training come from: a pure function of (step, slot, seed)."""
 
@@ -99,6 +109,9 @@ class Task(Protocol):
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Numbers to log from the sums."""
+
+    def transcripts(self, count: int) -> list[Transcript]:
+        """Of the last micro-batch of validation, `count` at most; [] where nothing is read."""
 
     def schedule_metrics(self, step: int) -> dict[str, float]:
         """Scheduled values to log beside the learning rate."""
