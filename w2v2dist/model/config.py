@@ -88,7 +88,10 @@ class Wav2Vec2Config:
                 f"{len(self.conv_strides)}: give one kernel and one stride per convolution"
             )
         if min(self.conv_kernels + self.conv_strides) < 1:
-            raise ValueError("conv_kernels and conv_strides must be at least 1")
+            raise ValueError(
+                f"conv_kernels is {[*self.conv_kernels]} and conv_strides {[*self.conv_strides]} "
+                "but all must be at least 1"
+            )
         for name, divisor, applies in (
             ("embed_dim", "num_heads", True),
             ("embed_dim", "pos_conv_groups", True),

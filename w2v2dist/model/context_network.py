@@ -50,9 +50,11 @@ class SelfAttention(nn.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         # (B, T, E) -> (B, H, T, D)
         q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in projections)
+        if q.device.type == "cpu":  # whose 16-bit kernel goes backward many times slower
+            q, k, v = q.float(), k.float(), v.float()
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
-        return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out_proj(y.transpose(1, 2).flatten(2).type_as(x))  # type: ignore[no-any-return]
 
 
 class TransformerLayer(nn.Module):
