@@ -13,7 +13,7 @@ SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 MISSING = { ! $(SYSTEM_PYTHON) -c 'import ensurepip' || ! command -v g++ || ! test -e \
 	"$$($(SYSTEM_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; } >/dev/null 2>&1
 
-.PHONY: help setup demo test test-slow test-slurm chaos lint format clean
+.PHONY: help setup demo test test-slow test-slurm test-browser chaos lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml .ci/constraints.txt | $(RUN)/python
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## shards, pre-training, interruption, fine-tuning, WER, report; AUDIO=folder uses your recordings
-	$(RUN)/python launch/demo.py $(if $(AUDIO),--audio "$(AUDIO)")
+demo: $(STAMP)  ## pre-training, fine-tuning on ten minutes, a language model, transcripts, a report; AUDIO=folder uses your recordings, SEED=N other random numbers
+	$(RUN)/python launch/demo.py $(if $(AUDIO),--audio "$(AUDIO)") $(if $(SEED),--seed $(SEED))
 
 test: $(STAMP)  ## the tests (no GPU or Slurm needed)
 	$(RUN)/python -m pytest $(TWO_AT_A_TIME)
@@ -44,6 +44,10 @@ test-slow: $(STAMP)  ## the tests that the default leaves out to stay under six 
 test-slurm: $(STAMP)  ## installs Slurm on this machine (Debian, root) and runs the tests on it
 	bash tests/slurm/install.sh
 	$(RUN)/python -m pytest -m slurm tests/slurm
+
+test-browser: $(STAMP)  ## installs Chromium on this machine (Debian, root) and opens reports in it
+	bash tests/browser/install.sh
+	$(RUN)/python -m pytest -m browser tests/browser
 
 chaos: $(STAMP)  ## random attacks on one run on a real Slurm, and a report (ATTACKS=30 SEED=1 OUTPUT=chaos; 15 minutes)
 	bash tests/slurm/install.sh

@@ -4,6 +4,7 @@
 import argparse
 import importlib
 import inspect
+import os
 import sys
 from types import ModuleType
 
@@ -34,23 +35,35 @@ COMMANDS = {
         "export": ("interop.export", "the model for fairseq, Hugging Face or torchaudio"),
     },
 }
+EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 75 saved on a signal (run again), 2 a user's mistake, 1 a failure."""
     command, args = parse(sys.argv[1:] if argv is None else argv)
-    from w2v2dist.checkpoint import CheckpointError  # late: --help need not wait for torch
-
     try:
-        return command.run(args) or 0
-    except (ValueError, CheckpointError, OSError) as error:
+        status = command.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # such as `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return EXIT_BROKEN_PIPE
+    except _mistakes() as error:
         print(f"w2v2dist: {error}", file=sys.stderr)
         return 2
 
 
+def _mistakes() -> tuple[type[Exception], ...]:
+    """What a person can mend. A command that did not import torch does not wait for it here."""
+    checkpoint = sys.modules.get("w2v2dist.checkpoint")
+    return ValueError, OSError, *([checkpoint.CheckpointError] if checkpoint else [])
+
+
 def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     """The module of the command, the only one that is imported, and the arguments for its `run`."""
+    if argv and argv[0].startswith("--local_rank="):  # of DeepSpeed, as LOCAL_RANK
+        argv = argv[1:]
     lines = [
         f"{group if name == next(iter(commands)) else '':<9}{name:<11}{summary}"
         for group, commands in COMMANDS.items()

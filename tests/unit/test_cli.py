@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from w2v2dist import __version__
-from w2v2dist.cli import COMMANDS, MODULES, main, parse
+from w2v2dist.cli import COMMANDS, EXIT_BROKEN_PIPE, MODULES, main, parse
 from w2v2dist.config import ConfigError
 from w2v2dist.tasks.train import read_config
 
@@ -76,6 +76,8 @@ def test_what_launchers_and_shells_make_of_arguments(monkeypatch: pytest.MonkeyP
     """DeepSpeed's --local_rank; text that YAML would read as a number; variables in paths."""
     args: Any = parse(["train", "--local_rank=3", "a.yaml", "seed=2"])[1]
     assert (args.config, args.overrides) == ("a.yaml", ["seed=2"])
+    # `deepspeed --module w2v2dist.cli train a.yaml` puts it before the command
+    assert parse(["--local_rank=3", "train", "a.yaml"])[1].config == "a.yaml"
     monkeypatch.setenv("SCRATCH_HERE", "/scratch")
     overrides = ["run_dir=2026_11_21", "data.train=$SCRATCH_HERE/a b,@x", "seed=0010"]
     config = read_config(TINY, overrides)
@@ -107,3 +109,14 @@ def test_what_launchers_and_shells_make_of_arguments(monkeypatch: pytest.MonkeyP
 )
 def test_mistakes(argv: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in printed(argv.split(), capsys, status=2)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """`w2v2dist status RUN | head -1`: quiet, with the status that a shell knows."""
+    (tmp_path / "config.yaml").write_text("loop: {max_steps: 3}\n")
+    command = [sys.executable, "-m", "w2v2dist.cli", "status", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate(timeout=250)[1] == b""
+    assert process.returncode == EXIT_BROKEN_PIPE

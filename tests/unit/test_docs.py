@@ -73,6 +73,15 @@ def check(words: list[str]) -> None:
             check_w2v2dist(arguments)
         case ["torchrun", "--nproc-per-node", _, "-m", "w2v2dist.cli", *arguments]:
             check_w2v2dist(arguments)
+        case ["sbatch", *options, "--wrap", command]:
+            assert all(option.startswith("--") for option in options[::2])
+            check(shlex.split(command))
+        case ["tensorboard", "--logdir", _] | ["tail", "-f", _] | ["squeue", "--me"]:
+            pass
+        case ["srun", "--nodes", "1", "--ntasks", _, "--gpus-per-node", _, "w2v2dist", *arguments]:
+            check_w2v2dist(arguments)
+        case ["deepspeed", "--num_gpus", _, "--module", "w2v2dist.cli", *arguments]:
+            check_w2v2dist(arguments)
         case ["sbatch", *_]:
             at = words.index("launch/train.sbatch")
             assert all(option.startswith("--") for option in words[1:at:2])
@@ -137,6 +146,8 @@ def test_examples_of_help_are_taken(text: str) -> None:
         "python launch/submit.py --node 8-4-2 --cluster nowhere.yaml configs/base_ls960.yaml",
         "python shards/build.py --input a",
         "python -m w2v2dist.nowhere",
+        'sbatch --mem 64G --wrap "python shards/build.py --input a"',
+        "deepspeed --num_gpus 8 --module w2v2dist.cli train configs/base_ls961.yaml",
         "python benchmarks/elastic.py --nothing 3",
         "pip install w2v2dist",
     ],
@@ -157,6 +168,11 @@ def test_blocks_of_code(page: Path, tmp_path: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names)
     for text in blocks(page.read_text(), "yaml"):  # as if it lay in configs/
         values = yaml.safe_load(text)
+        if "base" not in values:
+            path = tmp_path / "profile.yaml"
+            path.write_text(text)
+            from_dict(ClusterConfig, read_yaml(path))
+            continue
         path = tmp_path / "shown.yaml"
         path.write_text(json.dumps({**values, "base": str(ROOT / "configs" / values["base"])}))
         read_config(str(path), [])
@@ -233,6 +249,15 @@ def test_tables_of_keys_are_the_dataclasses() -> None:
         for key, _, meaning, _ in rows:
             unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
             assert unit in meaning, f"{key} is in {unit}"
+
+
+def test_cluster_page_has_every_key_of_a_profile() -> None:
+    page = (ROOT / "docs/cluster.md").read_text().split("## 2. The profile")[1].split("\n## ")[0]
+    shown = re.findall(r"^\| `([a-z_]+)` \| `(.+?)` \|", page, re.M)
+    config = ClusterConfig()
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    assert dict(shown) == {k: json.dumps(v).strip('"') for k, v in values.items()}
+    assert len(shown) == len(values), "a key stands there twice"
 
 
 def test_resume_page_lists_the_keys_that_may_change() -> None:

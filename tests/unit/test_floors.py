@@ -23,7 +23,8 @@ launch shards
 """
 # The same for the files of one room; those of one line do not import each other
 TRAINING = """
-schedules run_folder engine
+schedules lock attempts engine
+run_folder
 engine_state rollbacks task
 checkpointer metrics bad_samples
 validation alarms

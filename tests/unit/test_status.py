@@ -11,7 +11,7 @@ import pytest
 
 from w2v2dist.cli import main
 from w2v2dist.reporting.status import read_status
-from w2v2dist.training.run_folder import attempt
+from w2v2dist.training.attempts import attempt
 
 
 def slowest(rank: int, seconds: float, world_size: int = 2) -> dict[str, Any]:

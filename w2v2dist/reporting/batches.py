@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     language model the lines of its text.
 
     example:
-      w2v2dist batches configs/tiny_pretrain.yaml data.train=demo/shards/train --step 7
+      w2v2dist batches configs/tiny_pretrain.yaml data.train=demo/shards/unlabelled --step 7
     """
     config = read_config(args.config, [*args.overrides, "data.valid=null"])
     num_slots = config.data.virtual_world_size

@@ -1,318 +1,309 @@
-"""report.html: the curves, events and settings of one or more runs on one self-contained page."""
+"""report.html: what a team looks at of one or more runs, on one page that needs nothing else."""
 
 import argparse
-import base64
 import datetime
-import html
-import io
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import numpy as np
 
-from w2v2dist.config import flatten, read_yaml
-from w2v2dist.runtime.logging import console, read_jsonl
+from w2v2dist import __version__
+from w2v2dist.reporting import logs, scores, settings, timeline
+from w2v2dist.reporting.clips import Clips
+from w2v2dist.reporting.page import Html, cards, cut, document, fold, join, table, tag, write_whole
+from w2v2dist.reporting.panels import MARKED, Charts, Panel, marks, panels_of
+from w2v2dist.reporting.runs import ERRORS, MOST_RUNS, Run, find_runs, read_run
+from w2v2dist.runtime.logging import console
 
-Record = dict[str, Any]
-COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626")
-# Events that change what the curves mean get a line on them
-MARKED = {"preempted": "#dc2626", "resumed": "#059669"}
-MARKED |= dict.fromkeys(("alarm", "checkpoint_damaged"), "#b45309")
-HIGHLIGHTS = """
-pretrained freeze_steps model.num_layers model.embed_dim model.conv_channels model.norm_first
-model.num_codebook_entries model.mask_prob model.cutoffs data.virtual_world_size
-data.max_samples_per_slot data.max_crop data.max_tokens_per_slot loop.max_steps schedule.name
-schedule.peak_lr engine.precision engine.zero_stage seed
-""".split()
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; background: #f8fafc; margin: 0 auto;
-       max-width: 1180px; padding: 24px; }
-h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 8px; }
-h3 { font-size: 15px; margin: 16px 0 6px; } p { margin: 4px 0; color: #4b5563; }
-.cards { display: flex; flex-wrap: wrap; gap: 10px; margin: 12px 0; }
-.card { background: #fff; border: 1px solid #e2e8f0; border-radius: 8px; padding: 8px 14px; }
-.card b { display: block; font-size: 20px; } .card span { font-size: 12px; color: #64748b; }
-img { width: 100%; background: #fff; border: 1px solid #e2e8f0; border-radius: 8px; }
-.tables { display: flex; flex-wrap: wrap; gap: 32px; }
-table { border-collapse: collapse; font-size: 13px; }
-td, th { text-align: left; padding: 2px 14px 2px 0; border-bottom: 1px solid #e2e8f0; }
-"""
+MOST_EVENTS = 300
+LONGEST_DETAILS = 500  # characters of an event
+ORDER = ("pretrain", "finetune", "language_model")
+UNSEEN = ("saved",)  # events that are counted, not listed
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a run folder says; `records` hold the last entry of every step and kind."""
-
-    name: str
-    config: dict[str, Any]
-    records: list[Record]
-    events: list[Record]
-
-    @property
-    def is_pretraining(self) -> bool:
-        return self.kind == "pre-training"
-
-    @property
-    def kind(self) -> str:
-        """What its training is called."""
-        kinds = {"finetune": "fine-tuning", "language_model": "language model"}
-        return kinds.get(str(self.config.get("task")), "pre-training")
-
-    @property
-    def error_rates(self) -> list[str]:
-        """Those that its validation has."""
-        return [rate for rate in ERRORS if self.series(f"valid/{rate}")[1]]
-
-    @property
-    def chance_bits(self) -> float:
-        """Contrastive loss of a model that guesses: log2(1 + distractors), 6.658 bits for 100."""
-        return math.log2(1 + int(self.config.get("model.num_distractors", 100)))
-
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a metric, where it was logged as a finite number."""
-        known = [r for r in self.records if isinstance(r.get(key), (int, float))]
-        return [int(r["step"]) for r in known], [float(r[key]) for r in known]
-
-    def last(self, key: str) -> float | None:
-        """The last logged value of a metric."""
-        values = self.series(key)[1]
-        return values[-1] if values else None
-
-
-# Panels: title -> the label of each metric's curve
-PRETRAIN = {
-    "contrastive loss (bits)": {"contrastive_loss": "train", "valid/contrastive_loss": "valid"},
-    "other losses (bits)": {"diversity_loss": "diversity", "feature_penalty": "feature penalty"},
-    "perplexity (codes in use)": {"code_perplexity": "code", "prob_perplexity": "prob"},
-    "accuracy (%)": {"accuracy": "train", "valid/accuracy": "valid"},
-    "learning rate": {"lr": ""},
-    "Gumbel temperature": {"temperature": ""},
-    "gradient norm": {"grad_norm": ""},
-    "speed (× real time)": {"speed": ""},
-}
-ERRORS = {"wer": "word", "cer": "letter", "per": "phone"}  # rates, and what they count
-FINETUNE = {
-    "CTC loss (nats per utterance)": {"loss": "train", "valid/loss": "valid"},
-    "validation errors (%)": {f"valid/{rate}": f"{unit}s" for rate, unit in ERRORS.items()},
-    "learning rate": {"lr": ""},
-    "gradient norm": {"grad_norm": ""},
-}
-LANGUAGE_MODEL = {
-    "perplexity": {"perplexity": "train", "valid/perplexity": "valid"},
-    "loss (nats a token)": {"loss": "train", "valid/loss": "valid"},
-    "learning rate": {"lr": ""},
-    "gradient norm": {"grad_norm": ""},
-    "speed (tokens a second)": {"speed": ""},
-}
-PANELS = {"pre-training": PRETRAIN, "fine-tuning": FINETUNE, "language model": LANGUAGE_MODEL}
-
-
-def write_report(run_dirs: list[Path], output: Path, notes: dict[str, str] | None = None) -> Path:
-    """Write the page for `run_dirs` to `output`, return it; `notes` (name: text) stand at its top.
-    Raises ValueError where a folder is not a run."""
+def write_report(
+    run_dirs: Sequence[Path],
+    output: Path,
+    notes: dict[str, str] | None = None,
+    *,
+    audio: bool = True,
+) -> Path:
+    """Write the page for `run_dirs` to `output`, whole or not at all, and return it; `notes` (name:
+    text) stand at its top. Raises ValueError where a folder is not a run."""
     runs = [read_run(Path(folder)) for folder in run_dirs]
-    finetunings = [run for run in runs if not run.is_pretraining and run.error_rates]
-    parts = [f"<h1>{html.escape(' · '.join(run.name for run in runs))}</h1>"]
-    for note in (notes or {}).items():
-        parts.append("<p><b>{}</b> {}</p>".format(*map(html.escape, note)))
-    if len(finetunings) > 1:
-        image = _image(_comparison(finetunings), "validation errors")
-        parts += ["<h2>Fine-tunings compared</h2>", image]
-    parts += [_section(run) for run in runs]
-    title = html.escape(runs[0].name if runs else "w2v2dist")
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: run report</title>'
-        f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
-    return output
-
-
-def read_run(folder: Path) -> Run:
-    """The logs of a run folder; a step repeated after a resumption counts once, the last time."""
-    if not (folder / "config.yaml").exists():
-        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
-    merged: dict[tuple[int, bool], Record] = {}
-    for record in read_jsonl(folder / "metrics.jsonl"):
-        validation = any(key.startswith("valid/") for key in record)
-        if record.get("seconds") and record.get("audio_hours") is not None:
-            record["speed"] = record["audio_hours"] * 3600 / record["seconds"]
-        elif record.get("seconds") and record.get("tokens") is not None:
-            record["speed"] = record["tokens"] / record["seconds"]
-        merged[int(record["step"]), validation] = record
-    records = [merged[key] for key in sorted(merged)]
-    config = flatten(read_yaml(folder / "config.yaml"))
-    return Run(folder.name, config, records, read_jsonl(folder / "events.jsonl"))
-
-
-def _section(run: Run) -> str:
-    cards = "".join(
-        f'<div class="card"><b>{value}</b><span>{html.escape(label)}</span></div>'
-        for label, value in _numbers(run).items()
-    )
-    image = "<p>No metrics were logged yet.</p>"
-    if figure := _curves(run):
-        image = _image(figure, f"curves of {run.name}")
-    events = _table(("time", "event", "step", "details"), _events(run))
-    settings = [(key, run.config[key]) for key in HIGHLIGHTS if key in run.config]
-    return (
-        f'<h2>{html.escape(run.name)} ({run.kind})</h2><div class="cards">{cards}</div>{image}'
-        f'<div class="tables"><div><h3>Settings</h3>{_table(("key", "value"), settings)}</div>'
-        f"<div><h3>Events</h3>{events}</div></div>"
-    )
-
-
-def _numbers(run: Run) -> dict[str, str]:
-    """The final numbers: label to text."""
-    steps = max((int(r["step"]) for r in run.records), default=0)
-    out = {f"steps of {run.config.get('loop.max_steps', '?')}": str(steps)}
-    if run.is_pretraining:
-        bits, shown = f"contrastive loss, bits (chance {run.chance_bits:.3f})", "{:.3f}"
-        rows = [
-            (bits, "contrastive_loss", shown),
-            ("best on validation, bits", "valid/contrastive_loss", shown),
-            ("accuracy", "accuracy", "{:.1%}"),
-            ("code perplexity", "code_perplexity", "{:.1f}"),
+    if not runs:
+        raise ValueError("no run is named: give the folder of one")
+    groups = _groups(runs)
+    charts, clips = Charts.for_runs(groups), Clips() if audio else None
+    sections = [_section(group, charts, clips, number) for number, group in enumerate(groups)]
+    title = " · ".join(run.name for run in runs)
+    head = [
+        tag("h1", title, dir="auto"),
+        *(
+            tag("p", tag("b", name), f" {text}", class_="note")
+            for name, text in (notes or {}).items()
+        ),
+    ]
+    made = f"w2v2dist {__version__}, {datetime.datetime.now():%Y-%m-%d %H:%M}"
+    help_ = "drag over a curve to zoom, double click to see all; a name in a legend hides its curve"
+    foot = tag("footer", f"{made} · {help_}")
+    body = join(
+        [
+            tag("header", *head, _contents(groups)),
+            tag("noscript", tag("p", "The curves need JavaScript.", class_="problem")),
+            tag("main", *sections),
+            foot,
         ]
-    elif run.kind == "language model":
-        shown = "{:.2f}"
-        rows = [
-            ("perplexity", "perplexity", shown),
-            ("best perplexity on validation", "valid/perplexity", shown),
-        ]
-    else:
-        rows = [
-            (f"best {unit} errors on validation", f"valid/{rate}", "{:.1%}")
-            for rate, unit in ERRORS.items()
-        ]
-    for label, key, form in rows:
-        if values := run.series(key)[1]:
-            value = min(values) if label.startswith("best") else values[-1]
+    )
+    found = {"panels": charts.panels, "marks": charts.marks}
+    data = {**found, "clips": clips.uris if clips else []}
+    write_whole(Path(output), document(f"{title}: run report", body, data))
+    return Path(output)
+
+
+def _groups(runs: list[Run]) -> list[list[Run]]:
+    """The runs of each kind, in the order of the work."""
+
+    def place(run: Run) -> tuple[int, str]:
+        return (ORDER.index(run.task) if run.task in ORDER else len(ORDER)), run.task
+
+    ordered = sorted(runs, key=place)
+    return [list(group) for _, group in itertools.groupby(ordered, key=place)]
+
+
+def _contents(groups: list[list[Run]]) -> Html | None:
+    """Links to the kinds of training, where there are several."""
+    if len(groups) < 2:
+        return None
+    links = (tag("a", _title(group), href=f"#group{i}") for i, group in enumerate(groups))
+    return tag("nav", *links)
+
+
+def _title(group: list[Run]) -> str:
+    kind = group[0].kind
+    return kind[:1].upper() + kind[1:] + ("s" if len(group) > 1 else "")
+
+
+def _section(group: list[Run], charts: Charts, clips: Clips | None, number: int) -> Html:
+    """All about the runs of one kind: numbers, curves, evaluations, then each run's own."""
+    several = len(group) > 1
+    numbers = _comparison(group) if several else _numbers(group[0])
+    panels = panels_of(group)
+    found = [_panel(panel, charts.add(panel, group, f"g{number}")) for panel in panels]
+    curves = tag("div", *found, class_="panels") if found else None
+    return tag(
+        "section",
+        tag("h2", _title(group)),
+        numbers,
+        *(_alarms(run, several=several) for run in group),
+        curves,
+        _key(group) if found else None,
+        scores.section(group, clips),
+        *(_run(run, several=several) for run in group),
+        id=f"group{number}",
+    )
+
+
+def _panel(panel: Panel, number: int) -> Html:
+    """The place of a panel, which the script fills."""
+    return tag(
+        "figure",
+        tag("figcaption", panel.title, title=panel.note or None),
+        tag("div", class_="legend", aria_live="off"),
+        tag("div", class_="chart", role="img", aria_label=panel.title),
+        data_panel=number,
+        class_="panel",
+    )
+
+
+def _key(group: list[Run]) -> Html | None:
+    """What the vertical lines in the curves are."""
+    known = {**MARKED, "freeze": "freeze_steps are over"}
+    kinds = dict.fromkeys(mark["kind"] for run in group for mark in marks(run))
+    if not kinds:
+        return None
+    items = (tag("span", tag("i", class_=f"mark {kind}"), known[kind]) for kind in kinds)
+    return tag("p", *items, class_="keys")
+
+
+def _numbers(run: Run) -> Html:
+    """A run's final numbers, a card each, and what is missing of it."""
+    problems = (tag("p", problem, class_="problem", dir="auto") for problem in run.problems)
+    return join([cards(final_numbers(run)), *problems])
+
+
+def _comparison(group: list[Run]) -> Html:
+    """Final numbers of several runs, and where their settings differ."""
+    numbers = [final_numbers(run) for run in group]
+    labels = dict.fromkeys(label for of in numbers for label in of)
+    rows = [
+        (
+            tag("td", tag("i", class_=f"dot c{i % 8}"), tag("bdi", run.name)),
+            *(of.get(label, "") for label in labels),
+        )
+        for i, (run, of) in enumerate(zip(group, numbers, strict=True))
+    ]
+    differing = settings.differing(group)
+    problems = [
+        tag("p", f"{run.name}: {problem}", class_="problem", dir="auto")
+        for run in group
+        for problem in run.problems
+    ]
+    parts = [table(("run", *labels), rows, class_="numbers"), *problems]
+    return join([*parts, fold("Settings that differ", differing) if differing else None])
+
+
+def final_numbers(run: Run) -> dict[str, str]:
+    """What a run ended with, or is at: label to text."""
+    out = {"state": run.state}
+    out["step"] = f"{run.last_step:,} of {run.number('loop.max_steps', 0):,.0f}"
+    for label, key, form in _rows(run):
+        values = run.series(key)[1]
+        if len(values):
+            value = float(values.min() if label.startswith("best") else values[-1])
             out[label] = form.format(value).replace("%", " %")
-    if run.kind == "language model":
-        out["tokens used"] = f"{sum(run.series('tokens')[1]):,.0f}"
-    else:
-        out["hours of audio used"] = f"{sum(run.series('audio_hours')[1]):.2f}"
-    out["interruptions survived"] = str(sum(e.get("event") == "resumed" for e in run.events))
+    unit = "tokens" if "tokens" in run.training.columns else "audio_hours"
+    amount = float(np.nansum(run.training.column(unit)))
+    shown = {"tokens": f"{amount:,.0f}", "audio_hours": f"{amount:,.2f} h"}
+    out["tokens used" if unit == "tokens" else "audio used"] = shown[unit]
+    speed = run.series("speed")[1]
+    if len(speed):
+        what = "tokens a second" if unit == "tokens" else "× real time"
+        out[f"median throughput, {what}"] = _digits(float(np.median(speed)))
+    if found := timeline.spent(run):
+        out["goodput"] = f"{100 * found.goodput:.1f} %"
+    out["interruptions survived"] = str(sum(e["event"] == "resumed" for e in run.events))
     return out
 
 
-def _events(run: Run) -> list[tuple[object, ...]]:
-    """Rows of the table of events; savings are counted, not listed."""
-    rows: list[tuple[object, ...]] = []
-    for event in run.events:
-        if event.get("event") != "saved":
-            time = datetime.datetime.fromtimestamp(float(event.get("time", 0)))
-            rest = (f"{k} {v}" for k, v in event.items() if k not in ("event", "time", "step"))
-            said = event.get("event", ""), event.get("step", ""), ", ".join(rest)
-            rows.append((f"{time:%Y-%m-%d %H:%M:%S}", *said))
-    return [*rows, ("", "saved", "", f"{len(run.events) - len(rows)} times")]
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = ["".join(f"<th>{html.escape(name)}</th>" for name in head)]
-    lines += ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+def _rows(run: Run) -> list[tuple[str, str, str]]:
+    """Labels, metrics and forms of the numbers of a kind of training."""
+    if run.task == "pretrain":
+        return [
+            (
+                f"contrastive loss, bits (chance {run.chance_bits:.3f})",
+                "contrastive_loss",
+                "{:.3f}",
+            ),
+            ("best on validation, bits", "valid/contrastive_loss", "{:.3f}"),
+            ("accuracy", "accuracy", "{:.1%}"),
+            ("code perplexity", "code_perplexity", "{:.1f}"),
+        ]
+    if run.task == "language_model":
+        perplexity = ("best perplexity on validation", "valid/perplexity", "{:.2f}")
+        return [("perplexity", "perplexity", "{:.2f}"), perplexity]
+    return [
+        (f"best {unit} errors on validation", f"valid/{rate}", "{:.1%}")
+        for rate, unit in ERRORS.items()
+    ]
 
 
-def _curves(run: Run) -> Figure | None:
-    """All panels of a run that have data."""
-    panels = {
-        t: keys for t, keys in PANELS[run.kind].items() if any(run.series(key)[1] for key in keys)
-    }
-    if not panels:
+def _alarms(run: Run, *, several: bool) -> Html | None:
+    """The alarms of a run; None where there were none."""
+    found = [mark for mark in marks(run) if mark["kind"] == "alarm"]
+    if not found:
         return None
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
-    for number, (title, labels) in enumerate(panels.items(), 1):
-        axes = _axes(figure, rows, columns, number, title)
-        for colour, (key, label) in zip(COLOURS, labels.items(), strict=False):
-            _draw(axes, run, key, colour, label)
-        if "contrastive_loss" in labels:
-            bits, place = run.chance_bits, axes.get_yaxis_transform()
-            axes.axhline(bits, color="#6b7280", linestyle="--", linewidth=1)
-            style = {"fontsize": "x-small", "color": "#6b7280", "ha": "right", "va": "top"}
-            axes.text(0.99, bits, f"chance {bits:.3f}", style, transform=place)
-        _mark(axes, run.events, named=number == 1)
-        if len(axes.get_legend_handles_labels()[1]):
-            axes.legend(fontsize=7, frameon=False)
-    return figure
+    items = (
+        tag("li", f"step {mark['step']:,}: {mark['text']}", dir="auto") for mark in found[-20:]
+    )
+    of = f" of {run.name}" if several else ""
+    title = f"{len(found)} alarm{'s' * (len(found) != 1)}{of}"
+    return tag("div", tag("b", title, dir="auto"), tag("ul", *items), class_="alarms")
 
 
-def _comparison(runs: list[Run]) -> Figure:
-    """Validation errors of several fine-tunings."""
-    rates = [rate for rate in ERRORS if any(rate in run.error_rates for run in runs)]
-    figure = Figure(figsize=(5 * len(rates), 3), layout="constrained")
-    for number, rate in enumerate(rates, 1):
-        title = f"{ERRORS[rate]} errors on validation (%)"
-        axes = _axes(figure, 1, len(rates), number, title)
-        for colour, run in zip(COLOURS * len(runs), runs, strict=False):
-            _draw(axes, run, f"valid/{rate}", colour, run.name)
-        axes.legend(fontsize=8, frameon=False)
-    return figure
+def _run(run: Run, *, several: bool) -> Html:
+    """What is of one run alone: where its time went, settings, events."""
+    parts: list[Html | None] = [
+        tag("h3", "Wall time") if not several else None,
+        timeline.section(run),
+        _slowest(run),
+        _masks(run),
+        settings.section(run),
+        _events(run),
+    ]
+    if several:
+        return fold(join([tag("b", run.name, dir="auto"), " time, settings, events"]), *parts)
+    return tag("section", *parts)
 
 
-def _axes(figure: Figure, rows: int, columns: int, number: int, title: str) -> Axes:
-    axes = figure.add_subplot(rows, columns, number)
-    axes.set_title(title, fontsize=9, loc="left", color="#374151")
-    axes.tick_params(labelsize=7, length=2, color="#94a3b8", labelcolor="#475569")
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.margins(x=0.02)
-    axes.spines[:].set_color("#cbd5e1")
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+def _slowest(run: Run) -> Html | None:
+    """Which process held the others up most often."""
+    (place, names), sizes = run.slowest, run.series("world_size")[1]
+    ratio = run.series("slowness")[1]
+    if not len(place) or not len(sizes) or sizes[-1] <= 1 or not len(ratio):
+        return None
+    counts = np.bincount(place)
+    order = np.argsort(-counts)[:3]
+    said = ", ".join(f"{names[i]} ({100 * counts[i] / len(place):.0f} %)" for i in order)
+    if counts.max() < 1.5 * len(place) / sizes[-1]:
+        said = "no process much more often than another"
+    text = f"Slowest in most records: {said}. It takes {np.median(ratio):.2f} × the median process."
+    return tag("p", text, dir="auto")
 
 
-def _draw(axes: Axes, run: Run, key: str, colour: str, label: str) -> None:
-    steps, values = run.series(key)
-    if steps:  # a few points are shown as such, a curve of thousands as a thin line
-        marker = "o" if len(steps) <= 12 else ""
-        scale = 100 if axes.get_title("left").endswith("(%)") else 1
-        values = [scale * value for value in values]
-        axes.plot(steps, values, marker=marker, color=colour, label=label or None, lw=1.3, ms=2.5)
+def _masks(run: Run) -> Html | None:
+    """How a fine-tuning masks; its metrics do not say."""
+    if run.task != "finetune" or not run.config:
+        return None
+    time, channel = (
+        f"{100 * run.number(f'model.{kind}mask_prob', 0):.3g} % (spans of "
+        f"{run.number(f'model.{length}', 0):.0f})"
+        for kind, length in (("", "mask_span_length"), ("channel_", "channel_mask_length"))
+    )
+    freeze = run.number("freeze_steps", 0)
+    frozen = f"the Transformer frozen for {freeze:,.0f} steps" if freeze else "no frozen steps"
+    return tag("p", f"Masks: frames {time}, channels {channel}; {frozen}.")
 
 
-def _mark(axes: Axes, events: list[Record], *, named: bool) -> None:
-    """A vertical line at each interruption and each resumption, in the legend once if `named`."""
-    seen: set[str] = set()
-    for event in events:
-        name, step = event.get("event"), event.get("step")
-        if name in MARKED and isinstance(step, (int, float)):
-            label = name if named and name not in seen else None
-            style = ":" if name == "preempted" else (0, (1, 3))
-            axes.axvline(step, color=MARKED[name], linestyle=style, linewidth=1.2, label=label)
-            seen.add(name)
+def _events(run: Run) -> Html:
+    """The events, newest first; savings are counted."""
+    shown = [e for e in run.events if e["event"] not in UNSEEN]
+    rows = [
+        (
+            timeline.moment(logs.number(event.get("time"))),
+            cut(event["event"], LONGEST_DETAILS),
+            cut(str(event.get("step", "")), LONGEST_DETAILS),
+            cut(_details(event), LONGEST_DETAILS),
+        )
+        for event in reversed(shown[-MOST_EVENTS:])
+    ]
+    rest = [f"saved {len(run.events) - len(shown)} times"]
+    if len(shown) > MOST_EVENTS:
+        rest.append(f"{len(shown) - MOST_EVENTS:,} older events in events.jsonl")
+    content = table(("time", "event", "step", "details"), rows) if rows else None
+    return fold(f"Events ({len(shown):,})", content, tag("p", " · ".join(rest)))
 
 
-def _image(figure: Figure, description: str) -> str:
-    """An <img> with the figure inside: an SVG in base64, so that its ids meet no other figure's."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/svg+xml;base64,{data}">'
+def _details(event: logs.Record) -> str:
+    """What an event says beside its name, time and step."""
+    return ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("event", "time", "step"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist report` takes."""
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, help="run folders")
-    add("--output", type=Path, help="file (default: RUN/report.html of the first run)")
+    below = f"or a folder that holds runs: its newest {MOST_RUNS}, the newest last"
+    add("runs", nargs="+", type=Path, metavar="RUN", help=f"run folder, {below}")
+    add("--output", type=Path, help="file (default: report.html in the first RUN)")
+    add("--no-audio", action="store_true", help="leave out the recordings of the worst utterances")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write report.html with the curves of one or more runs.
+    """Write report.html, one page without a network: curves to zoom into, goodput, alarms,
+    evaluations with the worst utterances to listen to; several runs side by side.
 
     example:
       w2v2dist report runs/base_ls960
+      w2v2dist report runs/ --output report.html
     """
+    folders, left_out = find_runs(args.runs)
+    if left_out:
+        console.print(f"{left_out} older runs are left out: name them to see them")
     output = args.output or args.runs[0] / "report.html"
-    console.print(f"wrote {write_report(args.runs, output)}")
+    path = write_report(folders, output, audio=not args.no_audio)
+    console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", markup=False)

@@ -1,82 +1,248 @@
 """What became of a run: its state, progress, speed and lost time, read from the run folder alone,
-while it trains and after it died, on any machine that sees the folder and its locks."""
+while it trains and after it died, on any machine that sees the folder."""
 
 import argparse
-import datetime
 import itertools
+import json
+import math
+import os
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from w2v2dist.config import ConfigError, read_yaml
-from w2v2dist.runtime.logging import read_jsonl
-from w2v2dist.training import run_folder
+from w2v2dist.reporting.history import RECENT, STARTS, History
+from w2v2dist.reporting.words import format_status, write_table
+from w2v2dist.training.lock import Holder, last_holder
 from w2v2dist.training.schedules import LoopConfig
 
 Record = dict[str, Any]
-RECENT = 10  # logged intervals that speeds are averaged over
-METRICS = (
-    "loss contrastive_loss accuracy code_perplexity perplexity valid/contrastive_loss valid/wer "
-    "valid/per valid/cer valid/perplexity"
-).split()
+LOGS = ("metrics.jsonl", "events.jsonl")
+DAY_S = 86_400.0  # silent for so long: it ended, wherever it ran
+START_S = 600.0  # until the first record
+SKEW_S = 120.0  # between the clocks of two hosts, and for what takes longer than the last records
+
+SLOWEST = set(
+    "slowest_rank slowest_host slowest_rank_seconds median_rank_seconds world_size".split()
+)
 
 
 def read_status(run_dir: str | Path) -> dict[str, Any]:
     """Everything that `w2v2dist status` shows; times in seconds, audio in hours, None: not known.
     A language model's run has `tokens` in place of `audio_hours`.
 
-    `state` is running, finished, preempted (saved, to be continued), stopped (ended without saying
-    why) or new. Raises ConfigError where the folder holds no run.
+    `state` is running, silent (on another host, which cannot be asked), finished, preempted (saved,
+    to be continued), stopped (ended without saying why, or by an alarm), new, imported (a model
+    that is not trained here) or unreadable, as `problem` says. `ends` says that nothing more is to
+    come. Raises ConfigError where the folder holds no run.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / "config.yaml").exists():
+    if not is_run(run_dir):
         raise ConfigError(f"{run_dir} is no run folder: it has no config.yaml")
-    records, events = (read_jsonl(run_dir / f"{name}.jsonl") for name in ("metrics", "events"))
-    training = [r for r in records if "seconds" in r]
-    starts = run_folder.starts(events)
-    sizes = [e.get("world_size", e.get("new_world_size")) for e in starts]
-    unit = "tokens" if any("tokens" in r for r in training) else "audio_hours"
+    return status_of(History(run_dir))
+
+
+def is_run(folder: Path, names: Sequence[str] = ("config.yaml", *LOGS)) -> bool:
+    """Whether a folder holds a run, whole or in parts: one of the files `names`. One that nobody
+    lets us look into is taken for one, and shown with that problem."""
+    try:
+        return any((folder / name).is_file() for name in names)
+    except OSError:
+        return True
+
+
+def find_runs(folder: Path, depth: int = 3, seen: set[Path] | None = None) -> list[Path]:
+    """The run folders up to `depth` levels under a folder, in the order of their names; of what has
+    a config.yaml alone those that a training or an import has made. A run's own are left out, and
+    links to what was `seen`, by its real path."""
+    seen = {folder.resolve()} if seen is None else seen
+    try:
+        inside = [p for p in folder.iterdir() if os.path.isdir(p) and not p.name.startswith(".")]
+    except OSError:  # gone, or not ours to read
+        return []
+    out: list[Path] = []
+    for path in sorted(inside, key=lambda p: (p.is_symlink(), p.name)):
+        if (real := path.resolve()) in seen:
+            continue
+        seen.add(real)
+        if _is_made(path):
+            out.append(path)
+        elif depth > 1:
+            out += find_runs(path, depth - 1, seen)
+    return sorted(out)
+
+
+def _is_made(folder: Path) -> bool:
+    try:
+        made = any((folder / name).exists() for name in (*LOGS, "lock", "checkpoints"))
+    except OSError:
+        return True
+    return made and is_run(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """What a run folder has beside its logs; nothing where it cannot be read."""
+
+    problem: str | None
+    config: dict[str, Any] = field(default_factory=dict)
+    holder: Holder = field(default_factory=lambda: Holder("", None))
+    age: float | None = None
+    saved: Sequence[int] = ()
+    best: int | None = None
+    num_stalled: int = 0
+
+
+def _read(history: History, now: float) -> _Files:
+    """Read the logs on, and the rest. Raises OSError."""
+    history.update()
+    run_dir = history.run_dir
+    config, problem = _config(run_dir)
+    best = run_dir / "checkpoints" / "best"
+    return _Files(
+        problem=problem,
+        config=config,
+        holder=last_holder(run_dir),
+        age=_age(history, now),
+        saved=[_step_of(folder) for folder in run_dir.glob("checkpoints/step_*")],
+        best=_step_of(best.resolve()) if best.exists() else None,
+        num_stalled=len(_stalled(run_dir, history.starts)),
+    )
+
+
+def status_of(history: History) -> dict[str, Any]:
+    """Read on and say the same as `read_status`; of a run that cannot be read, what was read of it
+    before."""
+    now = time.time()
+    try:
+        files = _read(history, now)
+        imported = not history.num_read and bool(files.config) and "loop" not in files.config
+        state = "imported" if imported else _state(history, files.holder, files.age)
+    except OSError as error:
+        said = str(error).replace(f"{history.run_dir}/", "")
+        files, state = _Files(problem=said), "unreadable"
+    config, holder, age = files.config, files.holder, files.age
+    unit, training = history.unit, history.recent
     recent = training[-RECENT:]
     seconds = max(sum(r["seconds"] for r in recent), 1e-9)
     per_step = _seconds_per_step(training)
-    kept, step, repeated = _replay(training, starts)
-    loop = read_yaml(run_dir / "config.yaml").get("loop", {})  # an imported model's has none
-    max_steps = int(loop.get("max_steps", LoopConfig().max_steps))
-    saves = [e for e in events if e["event"] == "saved"]
-    skipped = [e["total"] for e in events if e["event"] == "sample_skipped"]
-    signs = [r["time"] for r in (*records, *events) if "time" in r]
-    saved = [int(p.name.removeprefix("step_")) for p in run_dir.glob("checkpoints/step_*")]
-    held_by = run_folder.holder(run_dir)
+    step, max_steps = history.replay.step, _max_steps(config)
+    sizes = [e.get("world_size", e.get("new_world_size")) for e in history.starts]
+    host = holder.host or (str(recent[-1].get("slowest_host", "")) if recent else "")
     return {
-        "state": "running" if held_by else _end(events),
-        "process": held_by or None,
+        "run": str(history.run_dir),
+        "task": config.get("task"),
+        "state": state,
+        "ends": state in ("finished", "imported") or _stopped_by_alarm(history),
+        "process": holder.text if holder.alive else None,
+        "host": host or None,
+        "seconds_silent": age,
+        "stale": age is not None and age > _patience(history),
+        "problem": files.problem,
         "step": step,
         "max_steps": max_steps,
         "seconds_per_step": per_step,
-        "seconds_left": None if per_step is None else (max_steps - step) * per_step,
-        unit: sum(r[unit] for r in kept),
-        f"{unit}_per_second": sum(r[unit] for r in recent) / seconds,
-        "data_wait": sum(r["data_wait_seconds"] for r in recent) / seconds,
+        "seconds_left": None if not (per_step and max_steps) else (max_steps - step) * per_step,
+        unit: sum(history.replay.values),
+        f"{unit}_per_second": sum(r.get(unit) or 0.0 for r in recent) / seconds,
+        "data_wait": sum(r.get("data_wait_seconds") or 0.0 for r in recent) / seconds,
         "slowest_rank": _slowest_rank(recent),
-        "attempts": len(starts),
+        "attempts": len(history.starts),
         "world_sizes": [size for size, _ in itertools.groupby(sizes)],
-        "checkpoint_step": max(saved, default=None),
-        "saving_seconds": sum(e.get("pause_seconds", e["seconds"]) for e in saves),
-        # What the job's script notes after a failure is no sign of life
-        "restart_seconds": _restart_seconds([*records, *(e for e in events if "job" not in e)]),
-        "repeated_steps": repeated,
-        "skipped_utterances": max(skipped, default=0),
-        "alarms": [e for e in events if e["event"] == "alarm"],
-        "stalled_processes": len(_stalled(run_dir, starts)),
-        "last_sign_of_life": max(signs, default=None),
-        "metrics": {k: r[k] for r in records for k in METRICS if k in r},
+        "checkpoint_step": max(files.saved, default=None),
+        "num_checkpoints": len(files.saved),
+        "best_step": files.best,
+        "saving_seconds": history.saving_seconds,
+        "restart_seconds": history.restart_seconds,
+        "repeated_steps": history.replay.repeated,
+        "skipped_utterances": history.num_skipped,
+        "alarms": history.alarms,
+        "stalled_processes": files.num_stalled,
+        "last_sign_of_life": history.last_sign,
+        "metrics": history.metrics,
+        "chance_bits": _chance_bits(config),
+        "last_events": list(history.last_events),
     }
+
+
+def _config(run_dir: Path) -> tuple[dict[str, Any], str | None]:
+    """A run's configuration; {} and why where there is none that can be read."""
+    if not (run_dir / "config.yaml").exists():
+        return {}, "there is no config.yaml"
+    try:
+        config = read_yaml(run_dir / "config.yaml")
+    except (ValueError, OSError) as error:
+        return {}, f"config.yaml cannot be read: {str(error).splitlines()[0]}"
+    return config, None
+
+
+def _max_steps(config: dict[str, Any]) -> int | None:
+    loop = config.get("loop", {}) if config else None
+    try:
+        return int(loop.get("max_steps", LoopConfig().max_steps))  # type: ignore[union-attr]
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _chance_bits(config: dict[str, Any]) -> float | None:
+    """The contrastive loss of a model that guesses; None of another task or a damaged file."""
+    model = config.get("model") or {}
+    if config.get("task") != "pretrain" or not isinstance(model, dict):
+        return None
+    count = model.get("num_distractors", 100)
+    return math.log2(1 + count) if isinstance(count, int) and count > 0 else None
+
+
+def _step_of(folder: Path) -> int:
+    digits = folder.name.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _age(history: History, now: float) -> float | None:
+    """Seconds since the last sign of life; of older logs without times, as the files say."""
+    if history.last_sign is not None:
+        return max(0.0, now - history.last_sign)  # another host's clock may be ahead
+    files = [p for name in LOGS if (p := history.run_dir / name).exists()]
+    return max(0.0, now - max(p.stat().st_mtime for p in files)) if files else None
+
+
+def _patience(history: History) -> float:
+    """After how many seconds without a sign a running one is called silent."""
+    times = [r["time"] for r in history.recent if "time" in r]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    return SKEW_S + 5 * max(gaps) if gaps else START_S
+
+
+def _state(history: History, holder: Holder, age: float | None) -> str:
+    end = _end([history.end] if history.end else [])
+    if end == "finished" or _stopped_by_alarm(history):
+        return end  # the process may still be closing its files
+    if holder.alive:
+        return "running"
+    if holder.alive is False or end in ("new", "preempted") or age is None:
+        return end
+    if age <= _patience(history):
+        return "running"
+    return "silent" if holder.text and age < DAY_S else end
+
+
+def _stopped_by_alarm(history: History) -> bool:
+    return history.end is not None and history.end["event"] == "alarm"
+
+
+def _end(events: list[Record]) -> str:
+    """The state of a run that no process holds."""
+    known = dict.fromkeys((*STARTS, "alarm"), "stopped")
+    known |= {name: name for name in ("finished", "preempted")}
+    return next((known[e["event"]] for e in reversed(events) if e["event"] in known), "new")
 
 
 def _slowest_rank(recent: list[Record]) -> Record | None:
     """The process that was the slowest most often, and by how much then; None: unknown or alone."""
-    said = [r for r in recent if "slowest_rank" in r and r["world_size"] > 1]
+    said = [r for r in recent if r.keys() >= SLOWEST and r["world_size"] > 1]
     said = [r for r in said if r["world_size"] == said[-1]["world_size"]]
     if not said:
         return None
@@ -89,16 +255,9 @@ def _slowest_rank(recent: list[Record]) -> Record | None:
 
 def _stalled(run_dir: Path, starts: list[Record]) -> list[Path]:
     """What the watchdogs of the last attempt wrote."""
-    since = starts[-1]["time"] if starts else 0.0
+    since = starts[-1].get("time", 0.0) if starts else 0.0
     stats = {path: path.stat() for path in run_dir.glob("logs/stacks-*.txt")}
     return [p for p, stat in stats.items() if stat.st_size and stat.st_mtime >= since]
-
-
-def _end(events: list[Record]) -> str:
-    """The state of a run that no process holds."""
-    known = {"start": "stopped", "resumed": "stopped"}
-    known |= {name: name for name in ("finished", "preempted")}
-    return next((known[e["event"]] for e in reversed(events) if e["event"] in known), "new")
 
 
 def _seconds_per_step(training: list[Record]) -> float | None:
@@ -106,93 +265,71 @@ def _seconds_per_step(training: list[Record]) -> float | None:
     pairs = itertools.pairwise(training[-RECENT - 1 :])
     steps = [r["seconds"] / (r["step"] - a["step"]) for a, r in pairs if r["step"] > a["step"]]
     if not steps and training:
-        steps = [training[0]["seconds"] / training[0]["step"]]
+        steps = [training[0]["seconds"] / max(1, training[0]["step"])]
     return statistics.median(steps) if steps else None
 
 
-def _replay(training: list[Record], starts: list[Record]) -> tuple[list[Record], int, int]:
-    """The records of steps that count, the last step, and how many a resumption had to repeat."""
-    kept: dict[int, Record] = {}
-    step = repeated = 0
-    for item in sorted([*training, *starts], key=lambda r: float(r.get("time", 0))):
-        if "event" not in item:
-            step = int(item["step"])
-            kept[step] = item
-            continue
-        step = int(item.get("step", 0))
-        lost = [s for s, r in kept.items() if s > step and "time" in r]  # older logs had no time
-        repeated += max(lost, default=step) - step
-        kept = {s: r for s, r in kept.items() if s not in lost}
-    return list(kept.values()), step, repeated
+def as_json(value: Any) -> str:
+    """One line of JSON that every reader parses: NaN and infinity are null."""
+    return json.dumps(_finite(value), allow_nan=False)
 
 
-def _restart_seconds(entries: list[Record]) -> float:
-    """From the last sign of life before each resumption to the resumption."""
-    times: list[float] = [r["time"] for r in entries if "time" in r]
-    resumed: list[float] = [e["time"] for e in entries if e.get("event") == "resumed"]
-    return sum(now - max((t for t in times if t < now), default=now) for now in resumed)
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [*map(_finite, value)] if isinstance(value, (list, tuple)) else value
 
 
-def format_status(s: Record) -> str:
-    """The status as lines of text for a person."""
-
-    def duration(seconds: float | None) -> str:
-        return "not known" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
-
-    lines = {"state": s["state"] + (f" ({s['process']})" if s["process"] else "")}
-    lines["step"] = (
-        f"{s['step']:,} of {s['max_steps']:,} ({100 * s['step'] / s['max_steps']:.1f} %)"
-    )
-    if s["seconds_per_step"] is not None:
-        if "tokens" in s:
-            amount, rate = f"{s['tokens']:,.0f} tokens", f"{s['tokens_per_second']:.4g} tokens"
-        else:
-            amount = f"{s['audio_hours']:,.2f} h of audio"
-            rate = f"{s['audio_hours_per_second']:.3g} h of audio"
-        lines["speed"] = (
-            f"{s['seconds_per_step']:.3g} s a step, {rate} a second, "
-            f"{100 * s['data_wait']:.1f} % of the time waiting for data"
+def read_all(path: Path) -> list[dict[str, Any]]:
+    """The status of each run under a folder. Raises ConfigError where there is none."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder: give a run folder, or one that has runs in it")
+    if not (runs := find_runs(path)):
+        raise ConfigError(
+            f"{path} is no run folder: it has no config.yaml, and no run in the folders up to "
+            "three levels under it"
         )
-        if slow := s["slowest_rank"]:
-            lines["slowest"] = (
-                f"rank {slow['rank']} on {slow['host']}: {slow['ratio']:.2f} × the median, in "
-                f"{slow['count']} of the last {slow['of']} records (waiting for data + forward)"
-            )
-        lines["trained on"] = amount
-    if s["state"] not in ("finished", "new"):
-        lines["left"] = f"{duration(s['seconds_left'])} at this speed"
-        if s["state"] == "running" and s["seconds_left"] is not None:
-            lines["left"] += f", until {time.ctime(time.time() + s['seconds_left'])}"
-    sizes = " → ".join(str(size) for size in s["world_sizes"])
-    lines["attempts"] = f"{s['attempts']}, on {sizes} processes" if sizes else "none"
-    lines["lost"] = (
-        f"{duration(s['restart_seconds'])} to restarts, {s['repeated_steps']} steps trained again, "
-        f"{duration(s['saving_seconds'])} to saving"
-    )
-    newest = s["checkpoint_step"]
-    lines["checkpoint"] = "none" if newest is None else f"step {newest:,}"
-    lines["skipped"] = f"{s['skipped_utterances']} utterances"
-    if s["alarms"]:
-        shown = (f"{e['alarm']} at step {e['step']:,} ({e['action']})" for e in s["alarms"][-3:])
-        lines["alarms"] = f"{len(s['alarms'])}; last: " + ", ".join(shown)
-    if s["stalled_processes"]:
-        lines["stalled"] = f"{s['stalled_processes']} processes (logs/stacks-*.txt)"
-    if s["last_sign_of_life"] is not None:
-        ago = duration(time.time() - s["last_sign_of_life"])
-        lines["last sign"] = f"{time.ctime(s['last_sign_of_life'])} ({ago} ago)"
-    lines["metrics"] = "  ".join(f"{k} {v:.4g}" for k, v in s["metrics"].items() if v is not None)
-    return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+    return [status_of(History(run)) for run in runs]
+
+
+def interval(text: str) -> float:
+    """The argument of --interval. Raises ValueError."""
+    if not 0.1 <= (seconds := float(text)) <= 3600:
+        raise argparse.ArgumentTypeError(f"is {text} but must be from 0.1 to 3600 seconds")
+    return seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist status` takes."""
-    parser.add_argument("run", help="run folder")
+    add = parser.add_argument
+    add("run", type=Path, help="run folder, or a folder with runs in it (three levels at most)")
+    add("--follow", action="store_true", help="show what changes, until the run has finished")
+    rate = "of --follow, in seconds (default: 2)"
+    add("--interval", type=interval, default=2.0, metavar="S", help=rate)
+    add("--json", action="store_true", help="for scripts; with --follow, a line at each change")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Print state, progress, speed and lost time of a run that trains, ended or died.
+def run(args: argparse.Namespace) -> int:
+    """Print state, progress, speed and lost time of a run that trains, ended or died, or a line for
+    each run in a folder.
 
     example:
       w2v2dist status runs/base_ls960
+      w2v2dist status runs --follow
     """
-    print(format_status(read_status(args.run)))
+    if args.follow:
+        from w2v2dist.reporting.follow import follow
+
+        return follow(args.run, args.interval, json_lines=args.json)
+    if is_run(args.run):
+        status = read_status(args.run)
+        print(as_json(status) if args.json else format_status(status))
+        return 0
+    found: Sequence[dict[str, Any]] = read_all(args.run)
+    if args.json:
+        print(as_json(found))
+    else:
+        write_table(args.run, found)
+    return 0
