@@ -1,52 +1,41 @@
-"""Bring real human speech for the demo, and split it into training, validation and test recordings.
+"""Bring real human speech for the demo, and split it: a little with its text to learn from, much
+without, and what no training has for validation and test.
 
 python launch/fetch_speech.py demo/speech           # speech that this machine can fetch
 python launch/fetch_speech.py demo/own --audio DIR  # your recordings, where they are
 
-Writes train/manifest.tsv, also for valid, test and unlabelled, and SOURCE.txt with what it is.
+Writes labelled/manifest.tsv, also for valid, test and unlabelled (audio alone), texts.txt for a
+language model, and SOURCE.txt with what it is.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
+import functools
 import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
-import urllib.request
+import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import soundfile
 
-from w2v2dist.data.alphabet import LETTERS
-from w2v2dist.data.text import clean_text
-from w2v2dist.runtime.keyed import keyed_rng
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
-SPLITS = ("train", "valid", "test", "unlabelled")
+from launch.speech_sources import UnavailableError, Utterance, fetch
+from w2v2dist.data.text import READ_ALOUD, TextConfig, normalize
+
+SPLITS = ("labelled", "unlabelled", "valid", "test")
+LABELLED_S = 600  # the paper's smallest split: 10 minutes
+MAX_LABELLED_S = 8  # of an utterance (data.max_crop of configs/tiny_finetune.yaml)
+UNLABELLED_S = 5 * 3600  # more would not be used in the demo's minutes
+HELD_OUT_S = {"test": 180, "valid": 90}  # and at most a sixth and a twelfth of what has a text
 MIN_TRANSCRIBED = 20  # fewer say nothing about error rates: then only pre-training is shown
-MAX_HELD_OUT = 100  # utterances for validation, and for the test
-LIBRISPEECH = "https://www.openslr.org/resources/12/dev-clean.tar.gz"
-PACKAGES = ("asterisk-core-sounds-en-wav", "asterisk-core-sounds-en")
-DIGITS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """A recording; `text` in the CTC head's letters, None where there is no usable transcript."""
-
-    path: Path
-    text: str | None
-    speaker: str
-
-
-class UnavailableError(Exception):
-    """A source of speech that this machine cannot reach."""
+MIN_TEST_WORDS = 3  # of a held-out sentence, where there are enough such sentences
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 def prepare(output: Path, audio: Path | None = None) -> None:
     """Write the manifests and SOURCE.txt, or find them. Raises ValueError, UnavailableError."""
     statement = output / "SOURCE.txt"
-    if audio is None and statement.exists():
+    # An older version's speech has other splits, and no texts.txt
+    if audio is None and statement.exists() and (output / "texts.txt").exists():
         print(f"speech is already in {output}: {statement.read_text().splitlines()[0]}")
         return
     output.mkdir(parents=True, exist_ok=True)
@@ -80,138 +70,20 @@ def prepare(output: Path, audio: Path | None = None) -> None:
     for name in SPLITS:
         shutil.rmtree(output / name, ignore_errors=True)
         if splits[name]:
-            write_manifest(output / name, splits[name])
-    counts = ", ".join(f"{len(splits[name])} {name}" for name in SPLITS if splits[name])
-    statement.write_text(f"{source}\nUtterances: {counts}. {how}\n", encoding="utf-8")
+            write_manifest(output / name, splits[name], with_text=name != "unlabelled")
+    known = {u.text for name in ("labelled", "unlabelled") for u in splits[name] if u.text}
+    (output / "texts.txt").write_text("".join(f"{t}\n" for t in sorted(known)), encoding="utf-8")
+    counts = (f"{name} {minutes(splits[name]):.1f} min" for name in SPLITS if splits[name])
+    statement.write_text(f"{source}\n{', '.join(counts)}. {how}\n", encoding="utf-8")
     print(statement.read_text(), end="")
 
 
-def fetch(output: Path) -> tuple[list[Utterance], str]:
-    """Speech from the first source that can be reached, and a statement of what it is."""
-    for source in (librispeech, asterisk_prompts, synthesised):
-        try:
-            return source(output)
-        except (UnavailableError, OSError, subprocess.SubprocessError) as error:
-            shutil.rmtree(output / "audio", ignore_errors=True)
-            print(f"{source.__name__}: not available here ({error})")
-    raise UnavailableError(
-        "no speech can be fetched on this machine: run `make demo AUDIO=/path/to/folder` with "
-        "recordings of yours"
-    )
-
-
-def librispeech(output: Path) -> tuple[list[Utterance], str]:
-    """LibriSpeech dev-clean (337 MB, 40 speakers) through torchaudio's dataset class."""
-    request = urllib.request.Request(LIBRISPEECH, method="HEAD")
-    with urllib.request.urlopen(request, timeout=5):
-        print("downloading LibriSpeech dev-clean (337 MB)", flush=True)
-    from torchaudio import datasets
-
-    root = output / "audio"
-    root.mkdir(exist_ok=True)
-    try:
-        corpus = datasets.LIBRISPEECH(root, url="dev-clean", download=True)
-    except RuntimeError as error:  # a download that was cut or changed on the way
-        raise UnavailableError(str(error)) from None
-    found = [corpus.get_metadata(i) for i in range(len(corpus))]
-    utterances = [
-        Utterance((root / "LibriSpeech" / path).resolve(), usable(text), str(speaker))
-        for path, _, text, speaker, _, _ in found
-    ]
-    return utterances, (
-        "Read English from LibriSpeech dev-clean (Panayotov et al., 2015; openslr.org/12), "
-        "40 speakers, CC BY 4.0."
-    )
-
-
-def asterisk_prompts(output: Path) -> tuple[list[Utterance], str]:
-    """568 transcribed telephone prompts of one speaker, from Debian packages; needs no root."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise UnavailableError("not a Debian system")
-    root = (output / "audio").resolve()
-    root.mkdir(exist_ok=True)
-    download_packages(root)
-    sounds = root / "usr/share/asterisk/sounds/en_US_f_Allison"
-    texts = root / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
-    utterances = []
-    for line in gzip.decompress(texts.read_bytes()).decode("utf-8").splitlines():
-        key, _, text = line.partition(": ")
-        path = sounds / f"{key}.wav"
-        # "[beep]", "<beep>" and "(2 seconds of silence)" are not speech; "dollar [$]" is
-        if line.startswith(";") or not path.exists() or text.strip()[:1] in tuple("[<("):
-            continue
-        text = re.sub(r"\[.*?\]", "", text)
-        text = re.sub(r"\b\d\b", lambda digit: DIGITS[int(digit[0])], text)
-        utterances.append(Utterance(path, None if "(" in text else usable(text), "allison"))
-    if not utterances:
-        raise UnavailableError("the packages hold other files than they did")
-    return utterances, (
-        "Telephone prompts of the Asterisk PBX, one professional speaker (Allison Smith), recorded "
-        "at 8 kHz; Debian packages asterisk-core-sounds-en and -wav, CC BY-SA 3.0."
-    )
-
-
-def download_packages(root: Path) -> None:
-    """Download and unpack PACKAGES into `root`, with own package lists if the system has none."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # apt's sandbox user writes here
-        for part in ("lists/partial", "cache/archives/partial"):
-            (folder / part).mkdir(parents=True)
-        own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
-
-        def apt(*arguments: str) -> None:
-            settings = (
-                "Acquire::http::Timeout=20",
-                "Acquire::Retries=1",
-                "APT::Sandbox::User=root",
-            )
-            options = [part for setting in settings for part in ("-o", setting)]
-            command = ["apt-get", "-qq", *options, *arguments]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
-
-        try:
-            apt("download", *PACKAGES)
-        except subprocess.CalledProcessError:
-            apt(*own, "update")
-            apt(*own, "download", *PACKAGES)
-        for package in folder.glob("*.deb"):
-            subprocess.run(["dpkg", "-x", str(package), str(root)], check=True)
-
-
-def synthesised(output: Path) -> tuple[list[Utterance], str]:
-    """Sentences spoken by espeak-ng or flite: the last resort, and no human speech."""
-    if shutil.which("espeak-ng"):
-        voices = ["en-us", "en-gb", "en-us+f2", "en-gb+f3", "en-us+m3", "en-gb+m5"]
-        command = ["espeak-ng", "-v", "{voice}", "-w", "{path}", "{text}"]
-    elif shutil.which("flite"):
-        voices = ["slt", "rms", "awb", "kal16"]
-        command = ["flite", "-voice", "{voice}", "-t", "{text}", "-o", "{path}"]
-    else:
-        raise UnavailableError("neither espeak-ng nor flite is installed")
-    words = (
-        "PLEASE PRESS CALL THE NUMBER OF YOUR OFFICE OR WAIT AND LEAVE A MESSAGE".split() + DIGITS
-    )
-    rng = keyed_rng("synthesised")
-    root = (output / "audio").resolve()
-    root.mkdir(exist_ok=True)
-    utterances = []
-    for number in range(400):
-        text = " ".join(rng.choice(words, size=int(rng.integers(3, 10))))
-        voice, path = voices[number % len(voices)], root / f"{number:03d}.wav"
-        values = {"voice": voice, "path": str(path), "text": text}
-        subprocess.run([part.format(**values) for part in command], check=True, capture_output=True)
-        utterances.append(Utterance(path, text, voice))
-    return utterances, (
-        f"SYNTHESISED speech ({command[0]}, {len(voices)} voices): no human speech could be "
-        "fetched here, so the error rates say only that the software works."
-    )
-
-
 def own_recordings(folder: Path) -> list[Utterance]:
-    """All audio under `folder`, with the texts of KEY.txt or of lines `KEY TEXT` in *.trans.txt.
+    """All audio under `folder`, each recording once, with the texts of KEY.txt or of lines
+    `KEY TEXT` in *.trans.txt.
 
-    The speaker is the first folder on the way to a recording. Raises ValueError without audio.
+    The speaker is the first folder on the way to a recording. Raises ValueError without audio, for
+    texts that are not UTF-8, and for names that cannot stand in a manifest.
     """
     if not folder.is_dir():
         raise ValueError(
@@ -219,81 +91,191 @@ def own_recordings(folder: Path) -> list[Utterance]:
         )
     kinds = {f".{kind.lower()}" for kind in soundfile.available_formats()}
     kinds |= {".opus", ".aif", ".nist", ".sph"}
-    texts: dict[Path, str] = {}
-    for path in folder.rglob("*.txt"):
-        content = path.read_text(encoding="utf-8", errors="replace")
-        if path.name.endswith(".trans.txt"):
-            lines = (line.partition(" ") for line in content.splitlines())
-            texts |= {path.parent / key: text for key, _, text in lines if key}
-        else:
-            texts[path.with_suffix("")] = content
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    found = [p for p in files if p.suffix.lower() in kinds]
     if not found:
         raise ValueError(
             f"AUDIO is {folder}, which holds no recordings (FLAC, WAV, MP3, OGG, Opus …)"
         )
+    texts = _texts(files, {p.with_suffix("") for p in found})
     utterances = []
     for path in found:
+        if not str(path).isprintable():
+            raise ValueError(f"the name {str(path)!r} cannot stand in a manifest: rename it")
         above = path.relative_to(folder).parent.parts
         corpus = re.fullmatch(r"(\d+)-\d+-\d+", path.stem)  # LibriSpeech's names tell the speaker
         speaker = corpus[1] if corpus else (above[0] if above else "")
-        text = usable(texts.get(path.with_suffix(""), ""))
-        utterances.append(Utterance(path.resolve(), text, speaker))
-    return utterances
+        text = " ".join(texts.get(path.with_suffix(""), "").split())
+        utterances.append(Utterance(path.resolve(), text if _spelled(text) else None, speaker))
+    return _each_once(utterances)
 
 
-def usable(text: str) -> str | None:
-    """The text in the CTC head's letters, or None where only a person can tell (digits, …)."""
-    cleaned = clean_text(text)
-    return cleaned if cleaned and set(cleaned) <= {*LETTERS, " "} - {"|"} else None
+def _texts(files: list[Path], recordings: set[Path]) -> dict[Path, str]:
+    """The text of each recording (without its suffix) that has one. Raises ValueError."""
+    out: dict[Path, str] = {}
+    for path in (p for p in files if p.suffix.lower() == ".txt"):
+        table = path.name.lower().endswith(".trans.txt")
+        if not table and path.with_suffix("") not in recordings:
+            continue
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8: iconv -f ITS_ENCODING -t UTF-8") from None
+        if table:
+            lines = (line.partition(" ") for line in content.split("\n"))
+            out |= {path.parent / key: text for key, _, text in lines if key}
+        else:
+            out[path.with_suffix("")] = content
+    return out
+
+
+def _each_once(utterances: list[Utterance]) -> list[Utterance]:
+    """Without links to, and copies of, a recording that is there; the one with a text stays."""
+    sizes: dict[int, list[Utterance]] = defaultdict(list)
+    for utterance in sorted(utterances, key=lambda u: not u.text):
+        sizes[utterance.path.stat().st_size].append(utterance)
+    kept = set[Utterance]()
+    for alike in sizes.values():
+        contents = set[object]()
+        for utterance in alike:
+            one = len(alike) == 1
+            content = None if one else hashlib.sha256(utterance.path.read_bytes()).digest()
+            if content not in contents:
+                kept.add(utterance)
+            contents.add(content)
+    return [u for u in dict.fromkeys(utterances) if u in kept]
+
+
+def _spelled(text: str) -> bool:
+    """Whether a text has letters, and nothing of which only a person can tell how it is read."""
+    letters = any(unicodedata.category(c)[0] == "L" for c in text)
+    return letters and not any(c in READ_ALOUD or unicodedata.category(c)[0] == "N" for c in text)
+
+
+def sentence(text: str | None) -> str:
+    """A text without case and punctuation, by which a sentence is the same as another."""
+    return normalize(text or "", TextConfig(form="NFKC", case="lower", keep=""))
+
+
+# What no training may have of the test, in the order of preference
+APART: dict[str, Callable[[Utterance], str]] = {
+    "speakers": lambda u: u.speaker,
+    "sentences": lambda u: sentence(u.text),
+}
+PLANS = (("speakers", "sentences"), ("speakers",), ("sentences",))
 
 
 def split(utterances: list[Utterance]) -> tuple[dict[str, list[Utterance]], str]:
-    """Cut into SPLITS, and say how. Whole speakers are held out where there are five or more.
+    """Cut into SPLITS, and say how: no training, pre-training included, has a recording of the test
+    or the validation. Whole speakers are held out where there are five or more, and the sentences
+    that they say, unless that leaves less than half to train on; else sentences are."""
+    ordered = sorted(utterances, key=lambda u: _hash(f"{u.path.name} {u.text}"))
+    usable = [u for u in ordered if u.text and seconds(u.path) <= MAX_LABELLED_S]
+    if len(usable) < MIN_TRANSCRIBED or len({sentence(u.text) for u in usable}) < 5:
+        return _split_untranscribed(ordered, len(usable))
+    for plan in PLANS if len({u.speaker for u in usable}) >= 5 else PLANS[-1:]:
+        out = _held_out(usable, plan)
+        left = _apart(ordered, [u for split in out.values() for u in split], plan)
+        known = {*usable} & {*left}
+        if out["valid"] and minutes(known) >= minutes(usable) / 2:
+            break
+    # Sentences first: a single word is mostly the silence around it
+    learnable = sorted((u for u in left if u in known), key=lambda u: " " not in str(u.text))
+    out["labelled"] = _up_to(LABELLED_S, learnable)
+    taken = {*out["labelled"]}
+    out["unlabelled"] = _up_to(UNLABELLED_S, (u for u in left if u not in taken))
+    return out, f"Validation and test hold {' and '.join(plan)} that no training has."
 
-    Otherwise whole sentences are: the same words never stand on both sides. What is held out for
-    the test is heard in no training, pre-training included.
-    """
-    transcribed = [u for u in utterances if u.text]
-    by_speaker = len({u.speaker for u in transcribed}) >= 5
+
+def _apart(
+    ordered: list[Utterance], held: list[Utterance], plan: tuple[str, ...]
+) -> list[Utterance]:
+    """What shares nothing of the plan with what is held out."""
+    paths = {u.path for u in held}
+    out = [u for u in ordered if u.path not in paths]
+    for name in plan:
+        taken = {APART[name](u) for u in held}
+        out = [
+            u for u in out if (name == "sentences" and not u.text) or APART[name](u) not in taken
+        ]
+    return out
+
+
+def _held_out(usable: list[Utterance], plan: tuple[str, ...]) -> dict[str, list[Utterance]]:
+    """Utterances of HELD_OUT_S's splits: of one speaker after another, or one sentence after
+    another."""
+    what = plan[0]
     groups: dict[str, list[Utterance]] = defaultdict(list)
-    for utterance in transcribed:
-        groups[utterance.speaker if by_speaker else str(utterance.text)].append(utterance)
-    names = sorted(groups, key=_hash)
-    if len(transcribed) < MIN_TRANSCRIBED or len(names) < 5:
-        return _split_untranscribed(utterances, len(transcribed))
-    tenth = max(1, len(names) // 10)
-    parts = {"test": names[:tenth], "valid": names[tenth : 2 * tenth], "train": names[2 * tenth :]}
-    out = {split: [u for name in members for u in groups[name]] for split, members in parts.items()}
-    for held_out in ("valid", "test"):
-        out[held_out] = sorted(out[held_out], key=lambda u: _hash(str(u.path)))[:MAX_HELD_OUT]
-    train_speakers = {u.speaker for u in out["train"]}
-    out["unlabelled"] = [u for u in utterances if not u.text and u.speaker in train_speakers | {""}]
-    what = "speakers" if by_speaker else "sentences"
-    return out, f"Validation and test hold {what} that no training has."
+    for utterance in usable:
+        groups[APART[what](utterance)].append(utterance)
+    names = sorted(
+        groups, key=lambda name: _hash(name if what == "speakers" else str(groups[name][0].text))
+    )
+    if what == "sentences":
+        long = [name for name in names if len(name.split()) >= MIN_TEST_WORDS]
+        names = long if len(long) >= MIN_TRANSCRIBED else names
+    total_s, said = sum(seconds(u.path) for u in usable), set[str]()
+    out: dict[str, list[Utterance]] = {}
+    for split, most_s in HELD_OUT_S.items():
+        share_s = min(most_s, total_s * most_s / (6 * HELD_OUT_S["test"]))
+        out[split] = _up_to(
+            share_s, (u for n in names for u in groups[n] if sentence(u.text) not in said)
+        )
+        said |= {sentence(u.text) for u in out[split]} if "sentences" in plan else set()
+        used = {APART[what](u) for u in out[split]}
+        names = [name for name in names if name not in used]
+    return out
+
+
+def _up_to(limit_s: float, utterances: Iterable[Utterance]) -> list[Utterance]:
+    """The first ones, until so many seconds are reached."""
+    out, total_s = [], 0.0
+    for utterance in utterances:
+        if total_s >= limit_s:
+            break
+        out.append(utterance)
+        total_s += seconds(utterance.path)
+    return out
 
 
 def _split_untranscribed(
-    utterances: list[Utterance], num_transcribed: int
+    ordered: list[Utterance], num_transcribed: int
 ) -> tuple[dict[str, list[Utterance]], str]:
-    ordered = sorted(utterances, key=lambda u: _hash(str(u.path)))
-    num_valid = min(MAX_HELD_OUT, len(ordered) // 10)
-    out = {"unlabelled": ordered[num_valid:], "valid": ordered[:num_valid], "train": [], "test": []}
+    limit_s = min(HELD_OUT_S["valid"], minutes(ordered) * 6)
+    valid = _up_to(limit_s, (u for u in ordered if seconds(u.path) <= limit_s))
+    rest = ordered[len(valid) :]
+    out = {"unlabelled": _up_to(UNLABELLED_S, rest), "valid": valid, "labelled": [], "test": []}
     return out, (
-        f"{num_transcribed} recordings have a usable transcript (KEY.txt beside KEY.wav, letters "
-        f"and apostrophes); {MIN_TRANSCRIBED} are needed, of 5 sentences: pre-training only."
+        f"{num_transcribed} recordings have a usable transcript (KEY.txt beside KEY.wav, without "
+        f"digits, of at most {MAX_LABELLED_S} s); {MIN_TRANSCRIBED} are needed, of 5 sentences: "
+        "pre-training only."
     )
+
+
+@functools.cache
+def seconds(path: Path) -> float:
+    """The length of a recording; 0 where it cannot be read, which building shards reports."""
+    try:
+        return float(soundfile.info(path).duration)
+    except (OSError, soundfile.LibsndfileError):
+        return 0.0
+
+
+def minutes(utterances: Iterable[Utterance]) -> float:
+    """Their length together."""
+    return sum(seconds(u.path) for u in utterances) / 60
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_manifest(folder: Path, utterances: list[Utterance]) -> None:
+def write_manifest(folder: Path, utterances: list[Utterance], *, with_text: bool) -> None:
     """manifest.tsv for shards/build.py, with paths relative to it."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        f"{os.path.relpath(u.path, folder.resolve())}\t{u.text or ''}\t{u.speaker}\n"
+        f"{os.path.relpath(u.path, folder.resolve())}\t{u.text if with_text and u.text else ''}"
+        f"\t{u.speaker}\n"
         for u in utterances
     ]
     (folder / "manifest.tsv").write_text("path\ttext\tspeaker\n" + "".join(rows), encoding="utf-8")
