@@ -200,7 +200,7 @@ def show_and_open(run: Path, step: Path, capsys: pytest.CaptureFixture[str]) -> 
     printed = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
     assert printed == [samples(run)[7, slot] for slot in range(4)]
     page = write_report([run], run / "report.html").read_text()
-    assert "(language model)" in page
+    assert "Language model" in page
     assert "best perplexity on validation" in page
     alone = run.parent / "alone"
     shutil.copytree(step, alone)

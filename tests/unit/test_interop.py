@@ -452,7 +452,7 @@ def test_importing_a_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["status", output]) == 0
     assert "checkpoint step 0" in capsys.readouterr().out
     assert main(["report", output]) == 0
-    assert "(fine-tuning)" in (Path(output) / "report.html").read_text()
+    assert "Fine-tuning" in (Path(output) / "report.html").read_text()
     back = make(GROUP, ctc=True)
     nn.init.zeros_(back.token_projection.weight)
     note = load_pretrained(back, output, alphabet("letters"), False)[0]
