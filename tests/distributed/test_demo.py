@@ -61,7 +61,7 @@ def test_recordings_in_another_script_become_transcripts(tmp_path: Path) -> None
         assert "ш" in alphabet["tokens"]
         for decoder in ("greedy", "4-gram"):
             found = runs / name / "evaluations" / decoder / "evaluation.json"
-            assert json.loads(found.read_text("utf-8"))["num_utterances"] > 3
+            assert json.loads(found.read_text("utf-8"))["num_utterances"] >= 3
     words = {*(folder / "speech/texts.txt").read_text("utf-8").split()}
     assert words <= {*CYRILLIC.values()}
     assert "<html" in (folder / "report.html").read_text("utf-8")
