@@ -243,7 +243,8 @@ def _split_untranscribed(
 ) -> tuple[dict[str, list[Utterance]], str]:
     limit_s = min(HELD_OUT_S["valid"], minutes(ordered) * 6)
     valid = _up_to(limit_s, (u for u in ordered if seconds(u.path) <= limit_s))
-    rest = ordered[len(valid) :]
+    held = {*valid}
+    rest = [u for u in ordered if u not in held]
     out = {"unlabelled": _up_to(UNLABELLED_S, rest), "valid": valid, "labelled": [], "test": []}
     return out, (
         f"{num_transcribed} recordings have a usable transcript (KEY.txt beside KEY.wav, without "

@@ -128,6 +128,16 @@ def test_one_or_two_long_recordings_are_trained_on(
     assert len(out["unlabelled"]) == number
 
 
+def test_validation_without_transcripts_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long recordings among short ones: what is too long to validate on is trained on."""
+    monkeypatch.setattr(fetch_speech, "seconds", lambda path: 600.0 if int(path.stem) % 3 else 5.0)
+    everything = [Utterance(Path(f"{i}.wav"), None, "") for i in range(24)]
+    out, _ = split(everything)
+    assert out["valid"]
+    assert not {*out["valid"]} & {*out["unlabelled"]}
+    assert {*out["valid"]} | {*out["unlabelled"]} == {*everything}
+
+
 @pytest.mark.usefixtures("lengths")
 def test_without_transcripts_it_says_what_it_needs() -> None:
     out, how = split([Utterance(Path(f"{i}.wav"), None, "") for i in range(50)])
