@@ -21,13 +21,13 @@ LIBRISPEECH = "https://www.openslr.org/resources/12/dev-clean.tar.gz"
 DIGITS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
 # Folders of the prompts of Debian's packages: who speaks
 TRANSCRIBED = "en_US_f_Allison"
-VOICES = {
-    "es_MX_f_Allison": "Spanish",
-    "fr_CA_f_June": "French",
-    "it_IT_f_Menardi": "Italian",
-    "it_IT_m_Carlo": "Italian",
-    "ru_RU_f_IvrvoiceRU": "Russian",
-}
+VOICES = (
+    "es_MX_f_Allison",
+    "fr_CA_f_June",
+    "it_IT_f_Menardi",
+    "it_IT_m_Carlo",
+    "ru_RU_f_IvrvoiceRU",
+)
 PACKAGES = (
     *(f"asterisk-core-sounds-{language}-wav" for language in ("en", "es", "fr", "it", "ru")),
     "asterisk-core-sounds-en",  # the texts

@@ -86,10 +86,3 @@ def _exists(text: str) -> bool:
     """Whether this host has a process of that number; it may be another one by now."""
     found = re.match(r"process (\d+) ", text)
     return found is None or Path("/proc", found[1]).exists()
-
-
-def holder(run_dir: Path) -> str:
-    """The process that holds a run folder; "" where none does, or where the file system does not
-    show locks to this host."""
-    found = last_holder(run_dir)
-    return found.text if found.alive else ""
