@@ -50,6 +50,12 @@ def _own_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _environment() -> dict[str, str]:
+    """Without what would hide the terminal's own size and abilities, as rich reads them."""
+    hide = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+    return {name: value for name, value in os.environ.items() if name not in hide}
+
+
 class Terminal:
     """A process on a pseudo-terminal of 30 lines and 120 columns."""
 
@@ -63,7 +69,7 @@ class Terminal:
             stderr=slave,
             start_new_session=True,
             preexec_fn=_own_terminal,
-            env={**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
+            env={**_environment(), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
         )
         os.close(slave)
         self.shown = ""
