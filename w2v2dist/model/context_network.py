@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from w2v2dist.model.attention import dropped_attention
 from w2v2dist.model.config import Wav2Vec2Config
+from w2v2dist.model.dropout import Dropout
+from w2v2dist.model.fourier_convolution import fourier_convolution
 
 
 class PositionalConv(nn.Module):
@@ -31,13 +34,17 @@ class PositionalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v = self.weight_v.float()  # the norms are taken in fp32
         weight = (v * (self.weight_g.float() / v.norm(dim=(0, 1), keepdim=True))).type_as(x)
+        if x.device.type == "cpu":
+            y = fourier_convolution(x.float(), weight.float(), self.groups).type_as(x)
+            return F.gelu(y + self.bias)
         y = F.conv1d(x.mT, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
         y = y[:, :, : x.shape[1]]  # an even kernel, padded on both sides, makes a frame too many
         return F.gelu(y).mT
 
 
 class SelfAttention(nn.Module):
-    """Self-attention. x (B, T, E); key_mask (B, 1, 1, T) True where a key counts, or None."""
+    """Attention of `asked` (B, M, E) to x (B, T, E), of which it is a part or all; (B, M, E).
+    key_mask (B, 1, 1, T) True where a key counts, or None."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -46,19 +53,23 @@ class SelfAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        projections = (self.q_proj, self.k_proj, self.v_proj)
+    def forward(self, asked: Tensor, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        projected = (self.q_proj(asked), self.k_proj(x), self.v_proj(x))
         # (B, T, E) -> (B, H, T, D)
-        q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in projections)
-        if q.device.type == "cpu":  # whose 16-bit kernel goes backward many times slower
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in projected)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
+        if on_cpu := q.device.type == "cpu":  # whose 16-bit kernel goes backward many times slower
+            q, k, v = q.float(), k.float(), v.float()
+        if on_cpu and dropout:
+            y = dropped_attention(q, k, v, key_mask, dropout)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
         return self.out_proj(y.transpose(1, 2).flatten(2).type_as(x))  # type: ignore[no-any-return]
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and feed-forward blocks with residuals, post- or pre-norm; (B, T, E) kept."""
+    """Self-attention and feed-forward blocks with residuals, post- or pre-norm. (B, T, E) is kept,
+    or becomes (B, M, E) where only `frames` (B, M, 1) are asked for."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -68,23 +79,29 @@ class TransformerLayer(nn.Module):
         self.ffn_in = nn.Linear(config.embed_dim, config.ffn_dim)
         self.ffn_out = nn.Linear(config.ffn_dim, config.embed_dim)
         self.final_norm = nn.LayerNorm(config.embed_dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
 
     def _ffn(self, x: Tensor) -> Tensor:
         hidden = self.activation_dropout(F.gelu(self.ffn_in(x)))
         return self.dropout(self.ffn_out(hidden))  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, key_mask: Tensor | None, frames: Tensor | None = None) -> Tensor:
+        def ask(y: Tensor) -> Tensor:
+            return y if frames is None else y.take_along_dim(frames, 1)
+
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
+            y = self.attention_norm(x)
+            x = ask(x) + self.dropout(self.attention(ask(y), y, key_mask))
             return x + self._ffn(self.final_norm(x))
-        x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
+        asked = ask(x)
+        x = self.attention_norm(asked + self.dropout(self.attention(asked, x, key_mask)))
         return self.final_norm(x + self._ffn(x))  # type: ignore[no-any-return]
 
 
 class ContextNetwork(nn.Module):
-    """Positions and Transformer. x (B, T, E), num_frames (B,) or None, a bool a layer to drop."""
+    """Positions and Transformer. x (B, T, E), num_frames (B,) or None, a bool a layer to drop,
+    frames (B, M, 1) the only ones asked for, or None."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -92,15 +109,22 @@ class ContextNetwork(nn.Module):
         self.activation_checkpointing = config.activation_checkpointing
         self.positions = PositionalConv(config)
         self.norm = nn.LayerNorm(config.embed_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0.0, 0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, num_frames: Tensor | None, drop_layers: Sequence[bool]) -> Tensor:
-        """Context representations (B, T, E); nothing attends to frames from `num_frames` on."""
+    def forward(
+        self,
+        x: Tensor,
+        num_frames: Tensor | None,
+        drop_layers: Sequence[bool],
+        frames: Tensor | None = None,
+    ) -> Tensor:
+        """Context representations (B, T or M, E); nothing attends to frames from `num_frames`
+        on."""
         key_mask = None
         if num_frames is not None:
             valid = torch.arange(x.shape[1], device=x.device) < num_frames.unsqueeze(1)
@@ -111,9 +135,13 @@ class ContextNetwork(nn.Module):
             x = self.norm(x)
         x = self.dropout(x)
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-        for layer, drop in zip(self.layers, drop_layers, strict=True):
-            if recompute and not drop:
-                x = checkpoint(layer, x, key_mask, use_reentrant=False)
-            elif not drop:
-                x = layer(x, key_mask)
+        layers = [y for y, drop in zip(self.layers, drop_layers, strict=True) if not drop]
+        for layer in layers:
+            asked = frames if layer is layers[-1] else None
+            if recompute:
+                x = checkpoint(layer, x, key_mask, asked, use_reentrant=False)
+            else:
+                x = layer(x, key_mask, asked)
+        if frames is not None and not layers:
+            x = x.take_along_dim(frames, 1)
         return self.norm(x) if self.norm_first else x

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from w2v2dist.model.dropout import Dropout
 from w2v2dist.model.word_layer import WordLayer
 
 PADDING = 1  # in targets: the symbol that stands for none
@@ -108,9 +109,9 @@ class CausalLayer(nn.Module):
         self.ffn_in = nn.Linear(config.embed_dim, config.ffn_dim)
         self.ffn_out = nn.Linear(config.ffn_dim, config.embed_dim)
         self.final_norm = nn.LayerNorm(config.embed_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, C) kept."""
@@ -138,7 +139,7 @@ class TransformerLanguageModel(nn.Module):
         self.words = WordLayer(
             num_words, config.embed_dim, config.cutoffs, factor=config.adaptive_factor
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(CausalLayer(config) for _ in range(config.num_layers))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:

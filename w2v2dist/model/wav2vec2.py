@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from w2v2dist.model import losses
 from w2v2dist.model.config import Wav2Vec2Config
 from w2v2dist.model.context_network import ContextNetwork
+from w2v2dist.model.dropout import Dropout
 from w2v2dist.model.feature_encoder import FeatureEncoder, scale_gradient
 from w2v2dist.model.quantizer import GumbelQuantizer, Quantized
 
 
 class ModelOutput(NamedTuple):  # a tuple, because ZeRO-3's hooks look for tensors in tuples only
-    """Context features (B, T, E), normalised conv features (B, T, C), mean square of the conv
+    """Context features (B, T or M, E), normalised conv features (B, T, C), mean square of the conv
     features, input codes where inputs are quantized, frames (B,) where rows are padded."""
 
     features: Tensor
@@ -28,9 +29,9 @@ class ModelOutput(NamedTuple):  # a tuple, because ZeRO-3's hooks look for tenso
 
 class PretrainingOutput(NamedTuple):
     """What the pre-training model returns; losses (0-d, fp32) are weighted, summed over frames.
-    features (B, T, E) · logits (B, M, 1 + K), the positive first · codes (B, M, G) of the targets,
-    None where they are continuous · num_masked B * M · perplexities 0-d, 0 without a quantizer.
-    Without a mask everything but the features is None or 0."""
+    features (B, T, E), or (B, M, E) of the masked frames alone · logits (B, M, 1 + K), the positive
+    first · codes (B, M, G) of the targets, None where they are continuous · num_masked B * M ·
+    perplexities 0-d, 0 without a quantizer. Without a mask all but the features is None or 0."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -58,7 +59,7 @@ class Wav2Vec2Model(nn.Module):
         self.input_quantizer = GumbelQuantizer(config, config.embed_dim) if quantize else None
         projected = config.embed_dim if quantize else config.conv_channels
         self.feature_projection = nn.Linear(projected, config.embed_dim)
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(torch.rand(config.embed_dim))
         self.context_network = ContextNetwork(config)
 
@@ -70,11 +71,13 @@ class Wav2Vec2Model(nn.Module):
         drop_layers: Sequence[bool] | None = None,
         temperature: float | None = None,
         freeze_feature_encoder: bool = False,
+        frames: Tensor | None = None,
     ) -> ModelOutput:
         """waveforms (B, S); num_samples (B,) where rows are padded; masks of time (B, T) and
         channels (B, E), True where masked; drop_layers one bool a layer, None to draw them in
-        training; temperature for the input quantizer. Raises ValueError for waveforms shorter than
-        a frame or masks of another shape."""
+        training; temperature for the input quantizer; frames (B, M, 1) int64 the only ones that
+        context features are asked of, None for all. Raises ValueError for waveforms shorter than a
+        frame or masks of another shape."""
         if waveforms.ndim != 2 or waveforms.shape[1] < self.config.receptive_field:
             raise ValueError(
                 f"waveforms have shape {tuple(waveforms.shape)} but must be (batch, samples) with "
@@ -101,10 +104,10 @@ class Wav2Vec2Model(nn.Module):
             drop_layers = self._draw_layer_drop()
         num_frames = None
         if num_samples is not None:
-            frames = [self.config.num_frames(n) for n in num_samples.tolist()]
-            if min(frames) != x.shape[1]:  # without padding, no attention mask
-                num_frames = torch.tensor(frames, device=x.device)
-        x = self.context_network(x, num_frames, drop_layers)
+            counts = [self.config.num_frames(n) for n in num_samples.tolist()]
+            if min(counts) != x.shape[1]:  # without padding, no attention mask
+                num_frames = torch.tensor(counts, device=x.device)
+        x = self.context_network(x, num_frames, drop_layers, frames)
         return ModelOutput(x, features, penalty, quantized, num_frames)
 
     def _extract(self, waveforms: Tensor, freeze: bool) -> tuple[Tensor, Tensor]:
@@ -134,7 +137,7 @@ class Wav2Vec2ForPretraining(nn.Module):
         quantize = config.quantize_targets
         self.quantizer = GumbelQuantizer(config, config.final_dim) if quantize else None
         width = config.final_dim if quantize else config.conv_channels
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.feature_dropout = Dropout(config.feature_dropout)
         self.target_projection = nn.Linear(width, config.final_dim)
         self.context_projection = nn.Linear(config.embed_dim, config.final_dim)
 
@@ -147,20 +150,26 @@ class Wav2Vec2ForPretraining(nn.Module):
         gumbel_noise: Tensor | None = None,
         temperature: float | None = None,
         drop_layers: Sequence[bool] | None = None,
+        all_features: bool = True,
     ) -> PretrainingOutput:
         """waveforms (B, S); mask (B, T) bool with M True in every row; distractors (B, M, K) int64
         positions among the row's masked frames; num_samples (B,) where rows are padded;
-        gumbel_noise (B, M, G, V). Without a mask only features are computed. Raises ValueError
-        where shapes or counts do not fit."""
+        gumbel_noise (B, M, G, V). Without a mask only features are computed. Without
+        `all_features` the last layer computes those of masked frames alone: the same losses in less
+        time. Raises ValueError where shapes or counts do not fit."""
         if (mask is None) != (distractors is None):
             raise ValueError("give mask and distractors together, or neither for features alone")
         temperature = self.temperature if temperature is None else temperature
+        frames = None  # (B, M, 1)
+        if mask is not None and distractors is not None and not all_features:
+            frames = masked_positions(mask, distractors.shape[1])
         body: ModelOutput = self.encoder(
-            waveforms, num_samples, (mask, None), drop_layers, temperature
+            waveforms, num_samples, (mask, None), drop_layers, temperature, frames=frames
         )
         if mask is None or distractors is None:
             return PretrainingOutput(features=body.features, temperature=temperature)
-        frames = masked_positions(mask, distractors.shape[1]).unsqueeze(2)  # (B, M, 1)
+        if frames is None:
+            frames = masked_positions(mask, distractors.shape[1])
         targets = self.feature_dropout(body.targets.take_along_dim(frames, 1))
         quantized = body.input_codes
         if self.quantizer is None:
@@ -169,7 +178,8 @@ class Wav2Vec2ForPretraining(nn.Module):
             quantized = self.quantizer(targets, temperature, gumbel_noise)
             targets = quantized.codewords
             ids = losses.code_ids(quantized.codes, self.config.num_codebook_entries)
-        context = self.context_projection(body.features.take_along_dim(frames, 1))
+        context = body.features.take_along_dim(frames, 1) if all_features else body.features
+        context = self.context_projection(context)
         targets, scale = self.target_projection(targets), self.config.logit_temperature
         logits = losses.contrastive_logits(context, targets, ids, distractors, scale)
         return self._with_losses(body, logits, quantized)._replace(temperature=temperature)
@@ -202,7 +212,7 @@ class Wav2Vec2ForPretraining(nn.Module):
 
 
 def masked_positions(mask: Tensor, num_masked: int) -> Tensor:
-    """Frames (B, M) where `mask` (B, T) is True, in order; ValueError where a row has not M. A
+    """Frames (B, M, 1) where `mask` (B, T) is True, in order; ValueError where a row has not M. A
     stable sort, not `nonzero`, whose unknown size would make the host wait for the GPU; for the
     same reason counts are checked on the CPU only."""
     if not mask.is_cuda and bool((mask.sum(1) != num_masked).any()):
@@ -210,4 +220,5 @@ def masked_positions(mask: Tensor, num_masked: int) -> Tensor:
             f"mask has {mask.sum(1).tolist()} True frames per row but distractors are for "
             f"{num_masked}: mask the same number of frames in every row (span_mask does)"
         )
-    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
+    order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    return order[:, :num_masked].unsqueeze(2)

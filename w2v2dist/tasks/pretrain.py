@@ -119,6 +119,7 @@ class PretrainTask(SpeechTask):
             batch.distractors,
             temperature=temperature(self.config.model.temperature, max(0, step - 1)),
             drop_layers=dropped_layers(self.config.model, seed, step, batch.slot),
+            all_features=False,
         )
         return {
             "loss": out.loss,

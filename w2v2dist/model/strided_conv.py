@@ -1,0 +1,110 @@
+"""A strided convolution as matrix products of frames, without a copy of its input.
+B batch, T frames, C channels in, O channels out, K taps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class StridedConv(nn.Conv1d):
+    """nn.Conv1d over frames, (B, T, C) -> (B, T', O). The GELU that precedes it, where its input is
+    no waveform, belongs to it: on a GPU what GELU gives is not kept, but computed again in the
+    backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.in_channels > 1
+        given = (x.contiguous(), self.weight, self.bias, self.stride[0], activated)
+        return _StridedConv.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _taps(kernel: int, stride: int) -> Iterator[slice]:
+    """Cuts the taps so that no two windows of a part overlap: a view of the input is a matrix then,
+    which a product can also write to."""
+    yield from (slice(j, min(j + stride, kernel)) for j in range(0, kernel, stride))
+
+
+def _windows(x: Tensor, taps: slice, num_frames: int, stride: int) -> Tensor:
+    """A view of x (B, T, C): what these taps see at each frame of the output (B, T', taps * C)."""
+    channels = x.shape[2]
+    shape = (x.shape[0], num_frames, (taps.stop - taps.start) * channels)
+    strides = (x.stride(0), stride * channels, 1)
+    return x.as_strided(shape, strides, x.storage_offset() + taps.start * channels)
+
+
+def _matrix(weight: Tensor, taps: slice) -> Tensor:
+    """(O, C, K) -> (taps * C, O)."""
+    return weight[:, :, taps].permute(0, 2, 1).flatten(1).t()
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
+    """out (B, M, N) = beta * out + a (B, M, K) @ b (K, N)."""
+    if out.device.type != "cpu":
+        out.baddbmm_(a, b.expand(len(a), -1, -1), beta=beta)
+        return
+    for row, left in zip(out, a, strict=True):  # a batched product is slower on a CPU
+        row.addmm_(left, b, beta=beta)
+
+
+class _StridedConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activated: bool
+    ) -> Tensor:
+        active = F.gelu(x) if activated else x
+        kept = active if x.device.type == "cpu" else None
+        ctx.save_for_backward(x, weight, kept)
+        ctx.stride, ctx.activated, ctx.has_bias = stride, activated, bias is not None
+        kernel = weight.shape[2]
+        num_frames = (x.shape[1] - kernel) // stride + 1
+        y = x.new_empty(len(x), num_frames, len(weight))
+        if bias is not None:
+            y.copy_(bias)
+        # In 16 bits the sum over parts would be rounded twice: all taps at once, on a copy
+        parts = [slice(0, kernel)] if y.element_size() < 4 else _taps(kernel, stride)
+        for taps in parts:
+            beta = 1.0 if taps.start or bias is not None else 0.0
+            windows = _windows(active, taps, num_frames, stride)
+            _add_product(y, windows, _matrix(weight, taps), beta)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, active = ctx.saved_tensors
+        stride, (_, _, kernel), num_frames = ctx.stride, weight.shape, grad.shape[1]
+        grad = grad.contiguous()
+        grad_x = grad_weight = grad_bias = None
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 1))
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.empty_like(weight)
+            if active is None:
+                active = F.gelu(x) if ctx.activated else x
+            for taps in _taps(kernel, stride):
+                part = _weight_gradient(grad, _windows(active, taps, num_frames, stride))
+                grad_weight[:, :, taps] = part.view(-1, x.shape[2], part.shape[1]).permute(2, 1, 0)
+            del active
+        if ctx.needs_input_grad[0]:
+            grad_x = x.new_empty(x.shape)
+            # The first part writes what it sees, if that is without gaps; the others add
+            grad_x[:, num_frames * stride if kernel >= stride else 0 :] = 0
+            for taps in _taps(kernel, stride):
+                into, matrix = _windows(grad_x, taps, num_frames, stride), _matrix(weight, taps)
+                _add_product(into, grad, matrix.t(), 1.0 if taps.start else 0.0)
+            if ctx.activated:
+                grad_x = torch.ops.aten.gelu_backward(grad_x, x)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _weight_gradient(grad: Tensor, windows: Tensor) -> Tensor:
+    """grad (B, T', O), windows (B, T', N) -> (N, O), the sum over rows and frames."""
+    if grad.device.type != "cpu":
+        return torch.bmm(windows.mT, grad).sum(0)
+    out = grad.new_empty(windows.shape[2], grad.shape[2])
+    for i, (left, right) in enumerate(zip(windows, grad, strict=True)):
+        out.addmm_(left.t(), right, beta=1.0 if i else 0.0)
+    return out
