@@ -87,7 +87,7 @@ class Engine:
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        if config.precision == "fp16" and world.device.type == "cpu":
+        if config.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
             rule = "engine.precision is fp16, which DeepSpeed runs on GPUs only"
             raise ValueError(f"{rule}: use fp32 or bf16 on a CPU")
         self.config, self.world = config, world
@@ -115,6 +115,11 @@ class Engine:
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0,
             "steps_per_print": 10**9,
+            # Many slots are summed, here and over processes: in 16 bits a step would depend on the
+            # number of processes
+            "communication_data_type": "fp32",
+            "gradient_allreduce_op": "mean" if stage == 3 else "sum",  # it knows no other
+            "timers": {"throughput": {"enabled": False}},  # waits for the GPU twice a micro-batch
         }
         if self.config.precision != "fp32":
             config[self.config.precision] = {"enabled": True}
@@ -130,9 +135,8 @@ class Engine:
         self.deepspeed.train(mode)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, one slot's share of the step's loss: over processes they are
-        summed, not averaged as DeepSpeed would."""
-        self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
+        """Add the gradients of `loss`, one slot's share of the step's loss."""
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
 
     def step(self, lr: float | None) -> float | None:
         """Finish a round; the last of a step (`lr` given) updates and returns the gradient norm."""
@@ -142,6 +146,10 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = self._plain_norm() if self.is_plain else None
+        if self.config.zero_stage == 3:
+            # It averages over processes. A larger loss instead would round 16-bit gradients
+            # otherwise at each number of them
+            self.deepspeed.optimizer.grad_partitions_flat_buffer.mul_(self.world.size)
         self.deepspeed.step()
         if norm is None:
             norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
