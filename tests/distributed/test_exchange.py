@@ -21,7 +21,7 @@ from w2v2dist.model import (
     span_mask,
 )
 from w2v2dist.runtime.distributed import VirtualRanks, World, free_port
-from w2v2dist.training import engine_state
+from w2v2dist.training import engine_state, exchange
 from w2v2dist.training.engine import Engine, EngineConfig, OptimizerConfig
 
 pytestmark = pytest.mark.timeout(400)
@@ -96,6 +96,7 @@ def run(rank: int, port: int, size: int, cases: list[tuple[Any, int]], folder: P
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     fp16_on_cpu()
+    exchange.PIECE = 5_000  # of 130,000: many, while the backward pass runs
     world = World.from_environment(120)
     found: dict[Any, dict[str, Tensor]] = {}
     if size == 1:
@@ -143,8 +144,9 @@ def test_a_step_is_the_sum_of_its_slots_in_fp32(moments: Any) -> None:
     """ZeRO 3 has a linear layer of its own, which rounds a slot's gradients in another way (1 % of
     the whole gradient in bf16, less in fp16); how they are added up is the same."""
     for size in (1, 2, 4):
-        for (precision, stage), values in moments[size].items():
-            expected = moments[1][precision]
+        cases = [case for case in moments[size] if case not in DTYPES]
+        for precision, stage in cases:
+            values, expected = moments[size][precision, stage], moments[1][precision]
             if stage < 3:
                 assert error(values, expected) < 1e-6
             found, wanted = (torch.cat([m[n] for n in expected]) for m in (values, expected))
