@@ -103,7 +103,9 @@ def test_language_model_is_the_papers() -> None:
 
 def test_where_paper_and_released_file_differ() -> None:
     ours = table(lines(path_of("large_lv60k")))
-    assert ours.pop("data.crop_multiple").startswith("3,200 instead of 1 (paper and released file) [ours: ")
+    assert ours.pop("data.crop_multiple").startswith(
+        "3,200 instead of 1 (paper and released file) [ours: "
+    )
     assert ours == {
         "loop.max_steps": "600,000 (paper) instead of 1,000,000 (released file) "
         "[the file is a later model's]",
