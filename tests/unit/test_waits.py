@@ -1,5 +1,5 @@
-"""Nothing between the forward pass and the optimizer waits for the GPU: seen without one, on tensors
-that are on "cuda" and have no numbers (FakeTensorMode)."""
+"""Nothing between the forward pass and the optimizer waits for the GPU: seen without one, on
+tensors of "cuda" that have no numbers (FakeTensorMode)."""
 
 from __future__ import annotations
 
