@@ -87,6 +87,14 @@ def fork_server() -> ForkServerContext:
     return context
 
 
+def fp16_on_cpu() -> None:
+    """From here on DeepSpeed believes that this process's CPU has fp16, as GPUs have."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
+
+
 def _rank(arguments: list[str], env: dict[str, str], output: str) -> None:
     """What `python -m w2v2dist.cli` does, in a process that was forked."""
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
@@ -94,6 +102,8 @@ def _rank(arguments: list[str], env: dict[str, str], output: str) -> None:
     os.dup2(file, 2)
     os.environ.clear()
     os.environ.update(env)
+    if "TEST_FP16_ON_CPU" in env:
+        fp16_on_cpu()
     multiprocessing.set_start_method(None, force=True)  # not the fork server's: Python's default
     sys.argv = ["w2v2dist", *arguments]
     sys.exit(main(arguments))

@@ -42,7 +42,7 @@ def make_engine(rank: int, port: int, zero_stage: int) -> Engine:
 
 def fill(engine: Engine, value: float) -> None:
     """Set every element of the optimizer's copy of the weights, as a step does: in place."""
-    for fragment in engine_state.fragments(engine):
+    for fragment in engine.fragments():
         fragment.flat.data.fill_(value)
 
 

@@ -61,7 +61,9 @@ def test_file_is_valid_and_states_its_source(path: Path) -> None:
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_pretraining_is_the_papers(name: str) -> None:
-    assert differences(load(name), PRETRAINING[name]) == {}
+    # Crops are rounded down, which costs 0.8 % of the audio (test_order.py)
+    found = differences(load(name), PRETRAINING[name])
+    assert found == {"data.crop_multiple": (3_200, 1)}
 
 
 @pytest.mark.parametrize("name", FINETUNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import types
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from w2v2dist.runtime import distributed
-from w2v2dist.runtime.distributed import check_alike, own_device
+from w2v2dist.runtime.distributed import World, check_alike, own_device
 
 VARIABLES = (
     *distributed.GRANTS, "W2V2DIST_CPU", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR",
@@ -54,6 +55,56 @@ def test_fewer_gpus_than_processes(env: pytest.MonkeyPatch) -> None:
         own_device(7)
     env.setattr(torch.cuda, "device_count", lambda: 1)  # each task sees its own
     assert own_device(5) == torch.device("cuda", 0)
+
+
+def test_how_a_gpu_is_to_compute(env: pytest.MonkeyPatch) -> None:
+    """No plans of cuDNN's attention for every new shape, and fp32 is fp32."""
+    before = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32
+    distributed.prepared(torch.device("cpu"))
+    assert (torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32) == before
+    env.setattr(torch.cuda, "is_available", lambda: True)
+    env.setattr(torch.cuda, "device_count", lambda: 1)
+    try:
+        assert World.of_command().device.type == "cuda"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_the_interface_that_leads_to_the_master(env: pytest.MonkeyPatch) -> None:
+    assert distributed.interface_to("127.0.0.1") is None
+    assert distributed.interface_to("no.such.host.invalid") is None
+    own = {"eth0": "10.1.2.3", "ib0": "10.9.2.3"}
+
+    class Socket:
+        def __init__(self, *_: object) -> None: ...
+        def __enter__(self) -> Socket:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def connect(self, address: tuple[str, int]) -> None:
+            self.to = address[0]
+
+        def getsockname(self) -> tuple[str, int]:
+            return own["ib0"] if self.to.startswith("10.9.") else own["eth0"], 4
+
+        def fileno(self) -> int:
+            return 3
+
+    def ioctl(_file: int, _request: int, name: bytes) -> bytes:
+        found = own.get(name.rstrip(b"\0").decode())
+        if found is None:
+            raise OSError
+        return bytes(20) + socket.inet_aton(found) + bytes(232)
+
+    env.setattr(distributed.socket, "socket", Socket)
+    env.setattr(distributed.socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0"), (3, "ib0")])
+    env.setattr(distributed.fcntl, "ioctl", ioctl)
+    assert distributed.interface_to("10.9.7.7") == "ib0"
+    assert distributed.interface_to("10.1.7.7") == "eth0"
 
 
 def test_processes_must_be_alike() -> None:

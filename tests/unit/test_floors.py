@@ -23,7 +23,8 @@ launch shards
 """
 # The same for the files of one room; those of one line do not import each other
 TRAINING = """
-schedules lock attempts engine
+schedules lock attempts exchange fragments
+engine
 run_folder
 engine_state rollbacks task
 checkpointer metrics bad_samples
@@ -31,7 +32,7 @@ validation alarms
 config
 loop
 """
-ENGINE = {"training/engine.py", "training/engine_state.py"}
+ENGINE = {"training/engine.py", "training/engine_state.py", "training/fragments.py"}
 ONLY_IN = {"deepspeed": ENGINE, "submitit": {"jobs/cluster.py"}}
 SOURCES = sorted(p for d in ("w2v2dist", "launch", "shards") for p in (ROOT / d).rglob("*.py"))
 PACKAGE = ROOT / "w2v2dist"

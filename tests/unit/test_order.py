@@ -26,6 +26,9 @@ from w2v2dist.data.order import DataOrder
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.runtime.keyed import keyed_rng
+from w2v2dist.tasks.train import read_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def make_index(folder: Path, lengths: list[list[int]]) -> ShardIndex:
@@ -202,6 +205,25 @@ def test_crop_multiple_leaves_few_shapes(index: ShardIndex) -> None:
     order = DataOrder(index, config, seed=1, crop=True)
     lengths = {int(m.num_samples[0]) for m in stream(order, 0, 1)}
     assert lengths <= {32_000, 48_000, 64_000, 80_000, 96_000}
+
+
+@pytest.mark.parametrize("name", ["base_ls960", "large_lv60k"])
+def test_the_papers_micro_batches_have_few_shapes(tmp_path: Path, name: str) -> None:
+    """Lengths as LibriSpeech's: a peak at 12 to 16.5 s and a broad part. Of a process that runs one
+    slot: a GPU's libraries make a plan for every shape."""
+    rng = np.random.default_rng(0)
+    seconds = np.concatenate([rng.normal(14.3, 1.2, 18_000), rng.uniform(2, 13, 12_000)])
+    lengths = (np.clip(rng.permutation(seconds), 2, 24) * 16_000).astype(int)
+    index = make_index(tmp_path, [lengths.tolist()])
+    data = read_config(str(CONFIGS / f"{name}.yaml"), ["data.virtual_world_size=1"]).data
+    found: dict[int, list[MicroBatch]] = {}
+    for multiple in (data.crop_multiple, 1):
+        order = DataOrder(index, replace(data, crop_multiple=multiple), seed=1, crop=True)
+        found[multiple] = [order.micro_batch(step, 0) for step in range(1, 1_001)]
+    few, many = ({(len(m.ids), int(m.num_samples[0])) for m in of} for of in found.values())
+    assert len(few) < 200 < 700 < len(many)
+    kept = [sum(int(m.num_samples.sum()) for m in of) for of in found.values()]
+    assert 0.99 < kept[0] / kept[1] < 1
 
 
 def test_fine_tuning_uses_whole_utterances_and_leaves_out_longer_ones(index: ShardIndex) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2v2dist.model.config import TemperatureConfig, temperature
-from w2v2dist.training.schedules import ScheduleConfig, learning_rate
+from w2v2dist.training.schedules import LoopConfig, ScheduleConfig, learning_rate
 
 
 @settings(deadline=None)
@@ -102,3 +102,10 @@ def test_bad_schedules(values: dict[str, float], message: str) -> None:
 def test_bad_temperature() -> None:
     with pytest.raises(ValueError, match="floor is 3"):
         TemperatureConfig(floor=3)
+
+
+def test_the_watchdog_speaks_before_a_time_out() -> None:
+    assert LoopConfig().stall_s == 1620  # of 1800 and 1800
+    assert LoopConfig(timeout_s=3600).stall_s == 1800
+    assert LoopConfig(timeout_s=1).stall_s == 1
+    assert LoopConfig(stall_timeout_s=0).stall_s == 0

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from w2v2dist.runtime.distributed import limit_groups
 from w2v2dist.runtime.logging import DISK_FULL
 
 T = TypeVar("T")
@@ -53,4 +54,5 @@ def host_group() -> Any:
     world = dist.group.WORLD
     if world not in _host_groups:
         _host_groups[world] = dist.new_group(backend="gloo")
+        limit_groups()
     return _host_groups[world]

@@ -76,6 +76,8 @@ class Writer:
 
     def _write(self, meta: dict[str, Any], state: dict[str, Tensor], keep: Retention) -> float:
         root, world = self._root, self._world
+        if world.device.type == "cuda":  # a new thread's is the first GPU
+            torch.cuda.set_device(world.device)
         final = root / f"step_{meta['step']:08d}"
         temporary = root / f".tmp-{final.name}"
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ class Rows:
 class Batch:
     """What the loop knows of every task's micro-batch."""
 
+    # Tensors that stay in host memory: what asks for their numbers would wait for the GPU
+    on_host: ClassVar[frozenset[str]] = frozenset()
+
     step: int
     slot: int
     # what the loss is divided by: masked frames, or utterances for CTC; 0 is an empty slot
@@ -52,8 +55,9 @@ class Batch:
         return None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The batch with `function` applied to every tensor."""
-        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        """The batch with `function` applied to every tensor but those that stay on the host."""
+        names = (item.name for item in fields(self) if item.name not in self.on_host)
+        values = ((name, getattr(self, name)) for name in names)
         changed: dict[str, Any] = {k: function(v) for k, v in values if isinstance(v, Tensor)}
         return replace(self, **changed)
 
@@ -69,6 +73,8 @@ class Batch:
 @dataclass(kw_only=True, slots=True)
 class SpeechBatch(Batch):
     """B utterances of at most S samples."""
+
+    on_host: ClassVar[frozenset[str]] = frozenset({"num_samples"})
 
     waveforms: Tensor  # (B, S) float32
     num_samples: Tensor | None = None  # (B,) int64 where rows are padded

@@ -13,7 +13,8 @@ from w2v2dist.model.wav2vec2 import ModelOutput, Wav2Vec2Model
 
 
 class CTCOutput(NamedTuple):
-    """logits (B, T, num_tokens) and the frames of each row that are not padding, (B,) int64."""
+    """logits (B, T, num_tokens) and the frames of each row that are not padding, (B,) int64 in host
+    memory, where the loss wants them: on a GPU it would wait for it."""
 
     logits: Tensor
     num_frames: Tensor
@@ -51,7 +52,7 @@ class Wav2Vec2ForCTC(nn.Module):
             )
         features, num_frames = body.features, body.num_frames
         if num_frames is None:
-            num_frames = torch.full(features.shape[:1], features.shape[1], device=features.device)
+            num_frames = torch.full(features.shape[:1], features.shape[1])
         return CTCOutput(self.token_projection(features), num_frames)
 
 

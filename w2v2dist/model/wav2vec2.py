@@ -18,7 +18,8 @@ from w2v2dist.model.quantizer import GumbelQuantizer, Quantized
 
 class ModelOutput(NamedTuple):  # a tuple, because ZeRO-3's hooks look for tensors in tuples only
     """Context features (B, T or M, E), normalised conv features (B, T, C), mean square of the conv
-    features, input codes where inputs are quantized, frames (B,) where rows are padded."""
+    features, input codes where inputs are quantized, frames (B,) in host memory where rows are
+    padded."""
 
     features: Tensor
     targets: Tensor
@@ -73,11 +74,11 @@ class Wav2Vec2Model(nn.Module):
         freeze_feature_encoder: bool = False,
         frames: Tensor | None = None,
     ) -> ModelOutput:
-        """waveforms (B, S); num_samples (B,) where rows are padded; masks of time (B, T) and
-        channels (B, E), True where masked; drop_layers one bool a layer, None to draw them in
-        training; temperature for the input quantizer; frames (B, M, 1) int64 the only ones that
-        context features are asked of, None for all. Raises ValueError for waveforms shorter than a
-        frame or masks of another shape."""
+        """waveforms (B, S); num_samples (B,), on the host for speed, where rows are padded; masks
+        of time (B, T) and channels (B, E), True where masked; drop_layers one bool a layer, None to
+        draw them in training; temperature for the input quantizer; frames (B, M, 1) int64 the only
+        ones that context features are asked of, None for all. Raises ValueError for waveforms
+        shorter than a frame or masks of another shape."""
         if waveforms.ndim != 2 or waveforms.shape[1] < self.config.receptive_field:
             raise ValueError(
                 f"waveforms have shape {tuple(waveforms.shape)} but must be (batch, samples) with "
@@ -102,12 +103,15 @@ class Wav2Vec2Model(nn.Module):
             x = x.masked_fill(channel_mask.unsqueeze(1), 0)
         if drop_layers is None:
             drop_layers = self._draw_layer_drop()
-        num_frames = None
+        num_frames = on_device = None
         if num_samples is not None:
             counts = [self.config.num_frames(n) for n in num_samples.tolist()]
             if min(counts) != x.shape[1]:  # without padding, no attention mask
-                num_frames = torch.tensor(counts, device=x.device)
-        x = self.context_network(x, num_frames, drop_layers, frames)
+                num_frames = torch.tensor(counts)
+                on_device = num_frames
+        if num_frames is not None and x.is_cuda:  # from pinned memory the copy waits for nothing
+            on_device = num_frames.pin_memory().to(x.device, non_blocking=True)
+        x = self.context_network(x, on_device, drop_layers, frames)
         return ModelOutput(x, features, penalty, quantized, num_frames)
 
     def _extract(self, waveforms: Tensor, freeze: bool) -> tuple[Tensor, Tensor]:

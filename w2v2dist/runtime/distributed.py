@@ -1,15 +1,18 @@
 """World (rank, size, reduce) over gloo on CPU or NCCL on GPU, and VirtualRanks (fixed slots)."""
 
 import datetime
+import fcntl
 import os
 import re
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class World:
                     "processes with torchrun, launch/submit.py or launch/train.sbatch"
                 )
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-        device = own_device(local_rank)
+        device = prepared(own_device(local_rank))
         if cuda := device.type == "cuda":
             local_rank = device.index  # DeepSpeed reads LOCAL_RANK
             torch.cuda.set_device(device)
@@ -44,6 +47,9 @@ class World:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         if not dist.is_initialized():
+            # Else gloo takes the interface that this host's own name stands for
+            if name := interface_to(os.environ["MASTER_ADDR"]):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
         world = cls(rank=rank, size=size, local_rank=local_rank, device=device)
@@ -60,7 +66,7 @@ class World:
         _step_of_slurm()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return cls.from_environment()
-        return cls(rank=0, size=1, local_rank=0, device=own_device(0))
+        return cls(rank=0, size=1, local_rank=0, device=prepared(own_device(0)))
 
     @property
     def is_main(self) -> bool:
@@ -100,6 +106,15 @@ class World:
             dist.destroy_process_group()
 
 
+def limit_groups() -> None:
+    """Give every group of processes the time-out of the first: torch gives each that is made later
+    10 or 30 minutes."""
+    if dist.is_initialized():
+        world = distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(world.options._timeout, group)
+
+
 NO_GPUS = ("", "-1", "NoDevFiles", "none", "void")  # values that grant nothing
 GRANTS = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
 
@@ -130,6 +145,38 @@ def own_device(local_rank: int) -> torch.device:
             f"{count} processes a node (gpus_per_node)"
         )
     return torch.device("cuda", 0 if count == 1 else local_rank)  # a task may see its own alone
+
+
+def prepared(device: torch.device) -> torch.device:
+    """The device itself, torch being told how to compute on it."""
+    if device.type == "cuda":
+        # It makes a plan for every new shape (25 to 400 ms), and micro-batches have many; flash
+        # and memory-efficient attention need none
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: 16 bits are there for speed
+    return device
+
+
+def interface_to(host: str) -> str | None:
+    """The network interface of this machine that reaches `host` over IPv4; None for itself by a
+    loopback address, or where it cannot be told."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            s.connect((host, 9))  # sends nothing
+        except OSError:
+            return None
+        own = s.getsockname()[0]
+        if own.startswith("127."):
+            return None
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(s.fileno(), 0x8915, request)  # SIOCGIFADDR
+            except OSError:  # it has no address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == own:
+                return name
+    return None
 
 
 def _driver() -> str:

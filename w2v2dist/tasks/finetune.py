@@ -1,7 +1,7 @@
 """Fine-tuning with CTC on characters or phones, from any model or random weights (section 3.3)."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class FinetuneConfig(SpeechConfig):
 @dataclass(kw_only=True, slots=True)
 class FinetuneBatch(SpeechBatch):
     """B utterances, T frames, E width of the Transformer, L label tokens in all."""
+
+    on_host: ClassVar[frozenset[str]] = SpeechBatch.on_host | {"target_lengths"}
 
     mask: Tensor | None = None  # (B, T) bool
     channel_mask: Tensor | None = None  # (B, E) bool
@@ -157,7 +159,7 @@ class FinetuneTask(SpeechTask):
         labels, blank = (batch.targets, batch.target_lengths), self.alphabet.blank
         sums = {
             "loss": ctc_loss(out.logits, out.num_frames, *labels, blank),
-            "num_utterances": torch.tensor(batch.num_targets, device=out.logits.device),
+            "num_utterances": torch.full((), batch.num_targets, device=out.logits.device),
         }
         if not torch.is_grad_enabled():
             hypotheses = greedy_text(out.logits, out.num_frames, self.alphabet)

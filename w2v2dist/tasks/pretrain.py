@@ -129,7 +129,8 @@ class PretrainTask(SpeechTask):
             "num_correct": out.num_correct,
             "code_perplexity": out.code_perplexity * out.num_masked,
             "prob_perplexity": out.prob_perplexity * out.num_masked,
-            "num_masked": torch.tensor(float(out.num_masked)).to(out.loss.device),
+            # Filled on the device: a copy from the host would wait for the forward pass
+            "num_masked": torch.full((), float(out.num_masked), device=out.loss.device),
         }
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from w2v2dist.config import may_change
-from w2v2dist.runtime.distributed import World
+from w2v2dist.runtime.distributed import World, limit_groups
+from w2v2dist.training.exchange import Exchange
+from w2v2dist.training.fragments import Fragment, fragments
+
+BUCKET = 50_000_000  # elements of DeepSpeed's buffers for gradients; twice the parameters at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +37,8 @@ class EngineConfig:
     """DeepSpeed: what is partitioned over the processes, and the number format of weights and
     activations.
 
-    fp16 at stage 0 runs as stage 1, the same numbers in less memory: DeepSpeed's own optimizer for
-    it scales losses in another way.
+    In 16 bits stage 0 runs as stage 1, the same numbers in less memory: DeepSpeed has none that
+    accumulates their gradients in fp32.
     """
 
     zero_stage: int = may_change(1)
@@ -87,37 +91,56 @@ class Engine:
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        if config.precision == "fp16" and world.device.type == "cpu":
+        if config.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
             rule = "engine.precision is fp16, which DeepSpeed runs on GPUs only"
             raise ValueError(f"{rule}: use fp32 or bf16 on a CPU")
         self.config, self.world = config, world
+        narrow = config.precision != "fp32"
+        weights = {n: p.detach().cpu() for n, p in model.named_parameters()} if narrow else {}
+        num_parameters = sum(p.numel() for p in model.parameters())
         engine, *_ = deepspeed.initialize(
             model=model.to(world.device),
             optimizer=Adam(model.parameters(), optimizer),
-            config=self._deepspeed_config(num_rounds),
+            config=self._deepspeed_config(num_rounds, min(BUCKET, 2 * num_parameters)),
         )
+        limit_groups()  # those that DeepSpeed makes
         self.deepspeed = engine
         self.module: nn.Module = engine.module
+        for fragment in self.fragments() if narrow else ():  # DeepSpeed's have 16 bits' precision
+            fragment.values.copy_(fragment.of(weights[fragment.name]))
+        self._exchange = self._make_exchange() if world.size > 1 else None
         if config.precision == "fp16":  # alarms.py says it in better words
             engine.optimizer.loss_scaler.raise_error_at_min_scale = False
 
-    def _deepspeed_config(self, num_rounds: int) -> dict[str, Any]:
-        # DeepSpeed has no stage 0 that accumulates the gradients of half precision in fp32
+    def _deepspeed_config(self, num_rounds: int, bucket: int) -> dict[str, Any]:
         narrow = self.config.precision != "fp32"
         stage = max(self.config.zero_stage, 1) if narrow else self.config.zero_stage
         config: dict[str, Any] = {
             "train_batch_size": num_rounds * self.world.size,
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": num_rounds,
-            # One sub-group: ZeRO 3 calls Adam for each, and Adam counts its calls
-            "zero_optimization": {"stage": stage, "sub_group_size": 10**12},
+            "zero_optimization": {
+                "stage": stage,
+                "sub_group_size": 10**12,  # one: ZeRO 3 calls Adam for each, and Adam counts calls
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
+                # At 1 it would lose the gradients of layers that the last slot alone skips
+                "overlap_comm": stage == 3,
+            },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0,
             "steps_per_print": 10**9,
+            # Many slots are summed, here and over processes: in 16 bits a step would depend on the
+            # number of processes
+            "communication_data_type": "fp32",
+            "gradient_allreduce_op": "mean" if stage == 3 else "sum",  # it knows no other
+            "timers": {"throughput": {"enabled": False}},  # waits for the GPU twice a micro-batch
         }
         if self.config.precision != "fp32":
             config[self.config.precision] = {"enabled": True}
+            if self.config.precision == "bf16":  # each gradient is added when it is computed
+                config["bf16"]["immediate_grad_update"] = True
             # Many slots are summed: in half precision small gradients would be lost
             config["data_types"] = {"grad_accum_dtype": "fp32"}
         return config
@@ -130,9 +153,21 @@ class Engine:
         self.deepspeed.train(mode)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, one slot's share of the step's loss: over processes they are
-        summed, not averaged as DeepSpeed would."""
-        self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
+        """Add the gradients of `loss`, one slot's share of the step's loss."""
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        if self._exchange is not None and self.deepspeed.is_gradient_accumulation_boundary():
+            self._exchange.finish()
+
+    def _make_exchange(self) -> Exchange | None:
+        """What sums the gradients over processes in DeepSpeed's place: only ZeRO 1 in bf16, where
+        it would begin after the backward pass, with all of them in one line."""
+        wrapper = self.deepspeed.optimizer
+        flats: list[Tensor] = getattr(wrapper, "fp32_groups_gradients_flat", [])
+        if len(flats) != 1:
+            return None
+        self.deepspeed.enable_backward_allreduce = False
+        is_last = self.deepspeed.is_gradient_accumulation_boundary
+        return Exchange(self.module, wrapper.bf16_groups[0], flats[0], is_last)
 
     def step(self, lr: float | None) -> float | None:
         """Finish a round; the last of a step (`lr` given) updates and returns the gradient norm."""
@@ -142,6 +177,10 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = self._plain_norm() if self.is_plain else None
+        if self.config.zero_stage == 3:
+            # It averages over processes. A larger loss instead would round 16-bit gradients
+            # otherwise at each number of them
+            self.deepspeed.optimizer.grad_partitions_flat_buffer.mul_(self.world.size)
         self.deepspeed.step()
         if norm is None:
             norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
@@ -172,8 +211,12 @@ class Engine:
 
     def has_finite_weights(self) -> bool:
         """Whether all weights on all processes are finite; collective."""
-        finite = all(bool(torch.isfinite(self._own(p)).all()) for p in self.module.parameters())
-        return not self.world.max([float(not finite)])[0]
+        finite = [torch.isfinite(self._own(p)).all() for p in self.module.parameters()]
+        return not self.world.max([float(not torch.stack(finite).all())])[0]
+
+    def fragments(self) -> Iterator[Fragment]:
+        """The ranges of every parameter's fp32 master copy that this process holds."""
+        return fragments(self.deepspeed, self.world.rank)
 
     def _own(self, p: Any) -> Tensor:
         """What this process holds of a parameter, without ZeRO 3's uninitialised padding."""

@@ -1,12 +1,11 @@
 """The state of engines as named ranges of flat global tensors: weights, Adam's moments, buffers.
 
 Every engine's names begin with the name of its group, and those of a single one (named "") with
-nothing. With engine.py this is the only reader of DeepSpeed's private attributes; tests/distributed
-holds them against the pinned version.
+nothing. With engine.py and fragments.py this is the only reader of DeepSpeed's private attributes;
+tests/distributed holds them against the pinned version.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def ranges(engines: Mapping[str, Engine], *, for_save: bool) -> dict[str, Tensor
 
 def _ranges(engine: Engine, for_save: bool) -> Iterator[tuple[str, Tensor]]:
     rank, world_size = engine.world.rank, engine.world.size
-    for f in fragments(engine):
+    for f in engine.fragments():
         state = engine.optimizer.state[f.flat]
         if "step" not in state:
             state["step"] = torch.zeros((), device=f.flat.device)
@@ -88,47 +87,6 @@ def restore(engines: Mapping[str, Engine], meta: Mapping[str, Any]) -> None:
                 value = meta["loss_scaler"][f"{prefix(group)}{name}"]
                 setattr(engine.deepspeed.optimizer.loss_scaler, name, value)
         engine.deepspeed.global_steps = int(meta["step"])
-
-
-@dataclass(slots=True)
-class Fragment:
-    """`size` elements from `offset` of the fp32 tensor `flat` are a parameter's from `start`."""
-
-    name: str
-    numel: int
-    flat: Tensor
-    offset: int
-    start: int
-    size: int
-
-
-def fragments(engine: Engine) -> Iterator[Fragment]:
-    """The ranges of every parameter's fp32 master copy that this process holds."""
-    wrapper, rank = engine.deepspeed.optimizer, engine.world.rank
-    names = {id(p): name for name, p in engine.module.named_parameters()}
-    if engine.is_plain:
-        for name, p in engine.module.named_parameters():
-            yield Fragment(name, p.numel(), p, 0, 0, p.numel())
-    elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
-        # ZeRO 3: each parameter is cut over the processes
-        flats = wrapper.fp32_partitioned_groups_flat
-        for parameters, flat in zip(wrapper.fp16_groups, flats, strict=True):
-            offset = 0
-            for p in parameters:
-                part = p.partition_numel()
-                size = max(0, min(part, p.ds_numel - rank * part))
-                if size:
-                    yield Fragment(names[id(p)], p.ds_numel, flat, offset, rank * part, size)
-                offset += part
-    else:  # ZeRO 1, 2 and bf16 at ZeRO 0: all parameters in one line, cut over the processes
-        flats = getattr(wrapper, "single_partition_of_fp32_groups", None)
-        flats = flats or wrapper.fp32_groups_flat_partition
-        for name, p in engine.module.named_parameters():
-            mapping = getattr(p, "_hp_mapping", None)
-            if mapping is not None:
-                high, low = mapping.hp_fragment_address, mapping.lp_fragment_address
-                flat = flats[mapping.param_group_index]
-                yield Fragment(name, p.numel(), flat, high.start, low.start, low.numel)
 
 
 def _masters_to_weights(engine: Engine) -> None:

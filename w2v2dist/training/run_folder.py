@@ -77,7 +77,7 @@ def opened(
         logger = RunLogger(run_dir, enabled=world.is_main)
         stack.callback(logger.close)
         stacks = run_dir / "logs" / f"stacks-{world.rank:05d}.txt"
-        watchdog = Watchdog(stacks, config.loop.stall_timeout_s)
+        watchdog = Watchdog(stacks, config.loop.stall_s)
         stack.callback(watchdog.close)
         yield Run(config, fingerprint, records, world, logger, watchdog)
 

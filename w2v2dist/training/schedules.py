@@ -23,12 +23,18 @@ class LoopConfig:
     log_samples: bool = may_change(False)  # logs/samples-RANK.jsonl: what every step used
     num_threads: int = may_change(0)  # of a process on the CPU; 0 leaves the choice to torch
     timeout_s: int = may_change(1800)  # of a collective operation
-    # A process without progress for so long ends, and logs/stacks-* say where it was; 0: never
+    # A process without progress for so long ends, and logs/stacks-* say where it was; 0: never. At
+    # most 9 / 10 of timeout_s, which would end the waiting ones without a word
     stall_timeout_s: int = may_change(1800)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_steps log_every validate_every save_every keep_last timeout_s")
         at_least(self, 0, "stall_timeout_s keep_every")
+
+    @property
+    def stall_s(self) -> int:
+        """Seconds without progress after which a process ends; 0: never."""
+        return min(self.stall_timeout_s, max(1, self.timeout_s * 9 // 10))
 
     def due(self, step: int, every: int) -> bool:
         """Whether what is done every so many steps, and at the last, is done after this one."""
