@@ -18,7 +18,7 @@ import soundfile
 from tests.conftest import replace_audio
 from w2v2dist.data.audio import BadSample, ReadError, to_flac
 from w2v2dist.data.index import ShardIndex
-from w2v2dist.data.reader import ShardReader, within
+from w2v2dist.data.reader import DaemonThreads, ShardReader, wait
 
 
 @pytest.fixture
@@ -102,10 +102,11 @@ def test_a_timed_call_hands_on_what_the_function_does() -> None:
     def fail(number: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    assert within(5, max, 2, 3) == 3
+    threads = DaemonThreads(2)
+    assert wait(threads.call(max, 2, 3), 5) == 3
     for number, kind in ((errno.ESTALE, OSError), (errno.ETIMEDOUT, TimeoutError)):
         with pytest.raises(kind, match=os.strerror(number)):
-            within(5, fail, number)
+            wait(threads.call(fail, number), 5)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.25])

@@ -48,6 +48,7 @@ class MicroBatches(Dataset[Batch]):
     def rows(self, micro: MicroBatch) -> Rows:
         """Decode the micro-batch; an utterance that cannot be used is left out, and in `bad`."""
         rows = Rows(micro)
+        self.reader.expect(micro.ids.tolist(), with_labels=self.with_labels)
         for row, i in enumerate(micro.ids.tolist()):
             key = self.reader.index.key(i)
             try:
@@ -61,7 +62,7 @@ class MicroBatches(Dataset[Batch]):
                 record = {"key": key, "shard": str(shard), "reason": str(error)}
                 rows.bad.append({**record, "read_error": isinstance(error, ReadError)})
                 continue
-            rows.waveforms.append(normalize(wave) if self.normalized else wave)
+            rows.waveforms.append(normalize(wave, wave) if self.normalized else wave)
             rows.labels.append(labels)
             rows.keys.append(key)
             rows.position.append(row)
