@@ -74,9 +74,9 @@ def decode(data: bytes, start: int = 0, num_samples: int | None = None) -> Wavef
 
 
 def _whole_flac(data: bytes, num_samples: int | None) -> NDArray[np.int16] | None:
-    """All samples of a 16 kHz mono 16-bit FLAC file as dr_flac decodes them: the same numbers in 0.6
-    of libFLAC's time. None where that is not known to be so (another format, long, damaged: it
-    leaves out damaged frames), or where no more than a part of it is wanted, which can be sought."""
+    """All samples of a 16 kHz mono 16-bit FLAC file as dr_flac decodes them: the same numbers in
+    0.6 of libFLAC's time. None where that is not known to be so (another format, long, damaged: it
+    leaves out damaged frames), or where only a part of it is wanted, which can be sought."""
     if len(data) < 42 or data[:4] != b"fLaC":
         return None
     stated = int.from_bytes(data[18:26], "big")  # rate, channels - 1, bits - 1, samples

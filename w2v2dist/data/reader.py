@@ -30,8 +30,8 @@ class ShardReader:
     """Reads audio and labels of index rows; keeps the files of the last `max_open` shards open. A
     read that fails is tried `retries` times more, on a file opened anew (a cached descriptor of a
     replaced file stays stale), with growing pauses; one that takes over `timeout_s` has failed (0:
-    never). Then it raises ReadError. What `expect` announces is read ahead of its use, several reads
-    at a time, so that a store that is slow to answer is not waited for at every utterance."""
+    never). Then it raises ReadError. What `expect` announces is read ahead of its use, several
+    reads at a time: a store that is slow to answer is not waited for at every utterance."""
 
     def __init__(
         self, index: ShardIndex, max_open: int = 64, *, retries: int = 5, timeout_s: float = 60.0
@@ -115,7 +115,7 @@ class ShardReader:
         raise ReadError(f"cannot be read: {reason}")
 
     def _read_ahead(self) -> None:
-        """Begin what is expected next; not of shards that have failed, which need the care above."""
+        """Begin what is expected next; not of shards that have failed, which need more care."""
         while self._expected and len(self._begun) < READS_AHEAD:
             shard, offset, size = self._expected.popleft()
             if shard not in self._given_up:
