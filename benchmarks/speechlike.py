@@ -17,7 +17,7 @@ RATE = 16_000
 
 
 def write_recordings(folder: Path, count: int, seconds: tuple[float, float] = (10, 16)) -> Path:
-    """`count` FLAC files; the same ones for the same arguments."""
+    """`count` FLAC files and a text of two words for each; the same for the same arguments."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -27,6 +27,7 @@ def write_recordings(folder: Path, count: int, seconds: tuple[float, float] = (1
         syllables = np.abs(np.interp(np.arange(size), *_loudness(rng, size)))
         wave = 0.05 * smooth * syllables + 2e-4 * noise[:size]
         soundfile.write(folder / f"noise-{number:05d}.flac", wave, RATE, subtype="PCM_16")
+        (folder / f"noise-{number:05d}.txt").write_text("ONE TWO\n", encoding="utf-8")
     return folder
 
 
