@@ -117,7 +117,7 @@ def start_stage(args: argparse.Namespace, stage: str) -> str | None:
         return None
     lines = log_path.read_text(encoding="utf-8", errors="replace").strip()
     said = [line for line in lines.splitlines() if line.startswith("error: ")]
-    reason = said[-1].removeprefix("error: ") if said else f"it ended with status {code}"
+    reason = said[-1].removeprefix(f"error: {stage}: ") if said else f"it ended with status {code}"
     if code is None:
         reason = f"it took more than {args.limit:g} s"
     record: dict[str, Any] = {

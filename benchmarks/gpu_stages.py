@@ -20,6 +20,7 @@ import torch
 from benchmarks.machine import ROOT, machine
 
 Found = dict[str, Any]
+PACKAGES = ("numpy", "yaml", "soundfile", "miniaudio", "rich")  # of whatever imports w2v2dist
 
 
 @dataclass(kw_only=True)
@@ -35,7 +36,7 @@ class Kit:
         """Raise RuntimeError where a package is missing."""
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
-            raise RuntimeError(f"not installed: {', '.join(missing)} (pip install -e '.[dev]')")
+            raise RuntimeError(f"not installed: {', '.join(missing)}: pip install them")
 
     def needs_gpu(self) -> None:
         """Raise RuntimeError where there is none to measure; a rehearsal needs none."""
@@ -140,6 +141,7 @@ def step_stage(model: str) -> Callable[[Kit], Found]:
 
     def stage(kit: Kit) -> Found:
         kit.needs_gpu()
+        kit.needs(*PACKAGES)
         engines = ("--engine", "ours", "--engine", "huggingface", "--optimizer")
         return {"runs": [run_step(kit, model, p, *engines) for p in kit.precisions()]}
 
@@ -149,6 +151,7 @@ def step_stage(model: str) -> Callable[[Kit], Found]:
 def profile_stage(kit: Kit) -> Found:
     """Where the time of our step goes."""
     kit.needs_gpu()
+    kit.needs(*PACKAGES)
     precision = kit.precisions()[0]
     models = ["base"] if kit.tiny else ["base", "large"]
     runs = [run_step(kit, m, precision, "--engine", "ours", "--parts") for m in models]
@@ -157,7 +160,7 @@ def profile_stage(kit: Kit) -> Found:
 
 def loader_stage(kit: Kit) -> Found:
     """Tars to micro-batches on this machine's cores."""
-    kit.needs("soundfile", "miniaudio")
+    kit.needs(*PACKAGES)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "loader.json"
         size = ["--hours", "0.01", "--repeat", "1", "--workers", "1"] if kit.tiny else []
@@ -178,6 +181,7 @@ def decode_stage(kit: Kit) -> Found:
     """Utterances a second: log-probabilities of a small model, greedy, and beams on simulated
     emissions without and with a small Transformer language model."""
     kit.needs_gpu()
+    kit.needs(*PACKAGES)
     from benchmarks.gpu_decode import decode_rates
 
     return decode_rates(kit.shards(), 20 if kit.tiny else 200)
@@ -185,8 +189,8 @@ def decode_stage(kit: Kit) -> Found:
 
 def train_stage(kit: Kit) -> Found:
     """A real training, ZeRO 0 to 3, unbroken and resumed from its middle."""
-    kit.needs("deepspeed", "soundfile")
     kit.needs_gpu()
+    kit.needs(*PACKAGES, "deepspeed")
     from benchmarks.gpu_train import trainings
 
     return trainings(kit.shards(), kit.precisions()[0], kit.tiny)
