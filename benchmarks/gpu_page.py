@@ -123,8 +123,11 @@ def step_body(found: Record) -> Iterator[str]:
 
 def train_body(found: Record) -> Iterator[str]:
     """A row for each ZeRO stage."""
-    bits = "to the bit" if found["tolerance"] == 0 else f"within {found['tolerance']:g}"
-    yield f"{found['precision']}; the resumed run's losses agree {bits} (relative).\n"
+    relative = f"within {found['tolerance']:g} (relative)"
+    how = relative if found["tolerance"] else "to the bit"
+    yield f"{found['precision']}; the resumed run's losses agree {how}.\n"
+    if found["left_out"]:
+        yield f"Left out, because the stage had no time for more: ZeRO {found['left_out']}.\n"
     heads = "ZeRO|steps|step s (median)|h of audio a second|data wait|loss: first|last"
     rows = [
         [

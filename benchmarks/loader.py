@@ -351,10 +351,10 @@ def main() -> int:
     args = parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        shards, data = args.shards, f"shards {args.shards}"
+        shards, data = args.shards, f"shards {args.shards and args.shards.name}"
         try:
             if shards is None:
-                source, data = args.input, f"recordings of {args.input}"
+                source, data = args.input, f"recordings of {args.input and args.input.name}"
                 if source is None:
                     source, data = write_recordings(Path(folder) / "noise", 120), "made noise"
                 shards = build_shards(source, Path(folder) / "shards")
