@@ -13,7 +13,7 @@ SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 MISSING = { ! $(SYSTEM_PYTHON) -c 'import ensurepip' || ! command -v g++ || ! test -e \
 	"$$($(SYSTEM_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; } >/dev/null 2>&1
 
-.PHONY: help setup demo test test-slow test-slurm test-browser chaos lint format clean
+.PHONY: help setup demo test test-slow test-slurm test-browser chaos gpu lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ chaos: $(STAMP)  ## random attacks on one run on a real Slurm, and a report (ATT
 	bash tests/slurm/install.sh
 	$(RUN)/python -m tests.slurm.chaos --attacks $(or $(ATTACKS),30) --seed $(or $(SEED),1) --output $(or $(OUTPUT),chaos)
 
+gpu: $(STAMP)  ## the kit for a machine with one GPU: tests, steps, trainings, a page (STAGES="tests step_base" OUTPUT=gpu AGAIN=1 TINY=1)
+	$(RUN)/python benchmarks/gpu.py $(STAGES) --output $(or $(OUTPUT),gpu) $(if $(AGAIN),--again) $(if $(TINY),--tiny)
+
 lint: $(STAMP)  ## ruff and mypy
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
@@ -62,5 +65,5 @@ format: $(STAMP)  ## let ruff format and mend what it can
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
-clean:  ## remove the output of demo and chaos, caches and builds (not .venv)
-	rm -rf demo chaos build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## remove the output of demo, chaos and gpu, caches and builds (not .venv)
+	rm -rf demo chaos gpu build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

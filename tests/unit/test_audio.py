@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
+import time
 from pathlib import Path
 
+import miniaudio
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from tests.speech import talk
 from w2v2dist.data.audio import (
     BadSample,
     Waveform,
@@ -59,6 +63,62 @@ def test_decode_refuses_what_is_not_there(noise: Waveform) -> None:
     soundfile.write(wrong, np.zeros((100, 2)), 8_000, format="FLAC")
     with pytest.raises(BadSample, match="8000 Hz and 2 channels"):
         decode(wrong.getvalue())
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 16_384, 16_385, 250_000, 600_001])
+def test_normalize_has_the_bits_of_one_sum(num_samples: int) -> None:
+    rng = np.random.default_rng(num_samples)
+    wave = (0.3 + 0.1 * rng.standard_normal(num_samples)).astype(np.float32)
+    centred = wave - wave.mean(dtype=np.float64)
+    scale = math.sqrt(np.square(centred).mean() + 1e-5)
+    expected = (centred / scale).astype(np.float32)
+    np.testing.assert_array_equal(normalize(wave), expected)
+    assert normalize(wave, wave) is wave
+    np.testing.assert_array_equal(wave, expected)
+
+
+def test_flac_has_the_same_samples_from_either_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = to_flac(talk(60_000, 1))
+    theirs = soundfile.read(io.BytesIO(data), dtype="float32")[0]
+    calls = []
+    read = miniaudio.flac_read_s16
+    monkeypatch.setattr(miniaudio, "flac_read_s16", lambda d: calls.append(1) or read(d))
+    np.testing.assert_array_equal(decode(data), theirs)
+    np.testing.assert_array_equal(decode(data, 5_000, 50_000), theirs[5_000:55_000])
+    assert len(calls) == 2
+    np.testing.assert_array_equal(decode(data, 20_000, 10_000), theirs[20_000:30_000])
+    assert len(calls) == 2  # a small crop is sought
+
+
+def test_damaged_flac_is_as_bad_as_libflac_finds_it() -> None:
+    """dr_flac leaves damaged frames out: what is behind them must not take their place."""
+    good = to_flac(talk(60_000, 1))
+    whole = decode(good)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for at in rng.integers(42, len(good), 60).tolist():
+        damaged = bytearray(good)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        for start, size in ((0, 60_000), (5_000, 50_000)):
+            try:
+                found = decode(bytes(damaged), start, size)
+                np.testing.assert_array_equal(found, whole[start : start + size])
+            except BadSample:
+                refused += 1
+    assert refused > 60
+    with pytest.raises(BadSample):
+        decode(good[: len(good) // 2])
+
+
+def test_a_crop_costs_what_it_holds(noise: Waveform) -> None:
+    data = to_flac(np.tile(noise, 60))
+    seconds = []
+    for span in ((0, 16_000 * 120), (16_000 * 60, 16_000 * 10)):
+        started = time.process_time()
+        for _ in range(3):
+            decode(data, *span)
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 0.5 * seconds[0]  # a twelfth of the samples
 
 
 def test_normalize_is_layer_norm(noise: Waveform) -> None:

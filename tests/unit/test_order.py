@@ -21,6 +21,7 @@ from w2v2dist.data.batching import MicroBatch, batch_by_size, num_batches, valid
 from w2v2dist.data.config import DataConfig
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.index_writer import ShardEntry, write_index
+from w2v2dist.data.line import Line
 from w2v2dist.data.loader import MicroBatches
 from w2v2dist.data.order import DataOrder
 from w2v2dist.data.reader import ShardReader
@@ -158,6 +159,33 @@ def test_no_process_keeps_anything_of_the_length_of_the_index(tmp_path: Path) ->
         order.micro_batch(3_000, slot)
     # The index itself is mapped again by whoever unpickles it
     assert len(pickle.dumps(order)) < len(index)
+
+
+def test_a_step_costs_the_same_at_any_step_epoch_and_size_of_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: utterances of the index that are looked at for 300 steps in a row."""
+    seen = [0]
+    eligible = Line._eligible
+
+    def counting(self: Line, first: int, last: int) -> Any:
+        seen[0] += last - first
+        return eligible(self, first, last)
+
+    monkeypatch.setattr(Line, "_eligible", counting)
+    costs = []
+    for num_shards in (8, 80):
+        (folder := tmp_path / str(num_shards)).mkdir()
+        index = make_index(folder, [[60_000] * 50] * num_shards)
+        order = DataOrder(index, CONFIG, seed=1, crop=True)
+        for first in (1, 6_001):
+            begin = order.micro_batch(first, 0)  # what lies before is counted once, at the start
+            seen[0] = 0
+            for step in range(first + 1, first + 301):
+                end = order.micro_batch(step, 0)
+            costs.append(seen[0])
+            assert end.epoch > begin.epoch or num_shards > 8
+    assert max(costs) < 1.5 * min(costs)
 
 
 def test_epochs_and_seeds_differ(index: ShardIndex) -> None:

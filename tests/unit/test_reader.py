@@ -18,7 +18,7 @@ import soundfile
 from tests.conftest import replace_audio
 from w2v2dist.data.audio import BadSample, ReadError, to_flac
 from w2v2dist.data.index import ShardIndex
-from w2v2dist.data.reader import ShardReader, within
+from w2v2dist.data.reader import READS_AHEAD, DaemonThreads, ShardReader, wait
 
 
 @pytest.fixture
@@ -102,10 +102,57 @@ def test_a_timed_call_hands_on_what_the_function_does() -> None:
     def fail(number: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    assert within(5, max, 2, 3) == 3
+    threads = DaemonThreads(2)
+    assert wait(threads.call(max, 2, 3), 5) == 3
     for number, kind in ((errno.ESTALE, OSError), (errno.ETIMEDOUT, TimeoutError)):
         with pytest.raises(kind, match=os.strerror(number)):
-            within(5, fail, number)
+            wait(threads.call(fail, number), 5)
+
+
+def test_what_is_expected_is_read_ahead_several_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = ShardIndex.load(folder)
+    expected = [ShardReader(index).audio(i) for i in range(8)]
+    together = threading.Barrier(READS_AHEAD)
+    real = os.pread
+
+    def pread(file: int, size: int, offset: int) -> bytes:
+        together.wait(5)  # BrokenBarrierError unless so many reads are under way at once
+        return real(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    reader = ShardReader(index, retries=0)
+    reader.expect(range(8))
+    for i in range(8):
+        np.testing.assert_array_equal(reader.audio(i), expected[i])
+    monkeypatch.undo()
+    alive = threading.active_count()
+    del reader
+    for _ in range(100):
+        if threading.active_count() == alive - READS_AHEAD - 1:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= alive - READS_AHEAD
+
+
+@pytest.mark.parametrize("damage", ["removed", "no answer"])
+def test_a_lost_shard_costs_what_is_read_ahead_of_others_nothing(folder: Path, damage: str) -> None:
+    index = ShardIndex.load(folder)
+    last = int(index.shard_first[1])
+    ids = [last, last + 1, *range(3), last + 2, 3, 4]
+    expected = {i: ShardReader(index).audio(i) for i in ids}
+    index.shard_paths[1].unlink()
+    if damage == "no answer":
+        os.mkfifo(index.shard_paths[1])
+    reader = ShardReader(index, retries=0, timeout_s=0.3)
+    reader.expect(ids)
+    for i in ids:
+        if i >= last:
+            with pytest.raises(ReadError, match="cannot be read"):
+                reader.audio(i)
+        else:
+            np.testing.assert_array_equal(reader.audio(i), expected[i])
 
 
 @pytest.mark.parametrize("level", [0.0, 0.25])

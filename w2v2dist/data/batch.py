@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -121,8 +122,10 @@ def empty_waveform(seed: int, num_samples: int) -> Tensor:
 def pad(waveforms: list[Waveform]) -> tuple[Tensor, Tensor | None]:
     """Stack (S,) arrays to (B, S); the true lengths (B,) where they differ, else None."""
     lengths = [len(w) for w in waveforms]
+    if len(set(lengths)) == 1:
+        return torch.from_numpy(np.stack(waveforms)), None
     out = pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
-    return out, None if len(set(lengths)) == 1 else torch.tensor(lengths)
+    return out, torch.tensor(lengths)
 
 
 def encode_labels(

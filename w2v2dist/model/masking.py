@@ -71,4 +71,5 @@ def distractor_positions(
     if num_masked < 2:
         return np.zeros((batch, num_masked, 0), np.int64)
     draws = rng.integers(0, num_masked - 1, (batch, num_masked, num_distractors))
-    return draws + (draws >= np.arange(num_masked)[:, None])
+    draws += draws >= np.arange(num_masked)[:, None]
+    return draws

@@ -71,7 +71,9 @@ class PretrainCollate:
             waveforms, lengths = pad(rows.waveforms)
             assert lengths is None, "the order crops every utterance of a micro-batch to one length"
             # Of what was drawn for all planned rows: a corrupt one changes no other
-            mask, distractors = (drawn[rows.position] for drawn in self.draw(rows.micro))
+            mask, distractors = self.draw(rows.micro)
+            if len(rows.position) < len(mask):
+                mask, distractors = mask[rows.position], distractors[rows.position]
             known = core(rows, float(mask.sum()), mask)
         return PretrainBatch(**known, waveforms=waveforms, mask=mask, distractors=distractors)
 

@@ -1,0 +1,162 @@
+"""The kit for the day of the GPU: stages of at most 8 minutes on one bare machine with one GPU.
+
+    make gpu OUTPUT=gpu STAGES="machine tests step_base"
+    python benchmarks/gpu.py --output gpu [STAGE ...] [--again] [--tiny]
+    python benchmarks/gpu_page.py gpu > benchmarks/results/DATE-gpu.md
+
+Every stage is a process of its own; what it finds is OUTPUT/STAGE.json, written when it ends, and
+what it says OUTPUT/STAGE.log. A stage that has succeeded is skipped unless --again is given; one
+that fails or outlasts its time is recorded with the end of its output, and the next one goes on.
+--tiny rehearses all of it on a CPU with the same code at tiny sizes. Nothing is downloaded. The
+exit status is 1 where a stage failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.gpu_stages import STAGES, Kit
+from benchmarks.machine import ROOT, machine, write_json
+
+LIMIT_S = 480.0
+END = 3000  # characters of a failed stage's output that are kept
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; default: all")
+    add("--output", type=Path, default=Path("gpu"), help="folder of the results")
+    add("--again", action="store_true", help="also what has a result")
+    add("--tiny", action="store_true", help="tiny sizes, on the CPU: a rehearsal")
+    add("--input", type=Path, help="recordings to train on; default: noise like speech")
+    add("--limit", type=float, default=LIMIT_S, help="seconds that a stage may take")
+    add("--stage", help=argparse.SUPPRESS)  # run this one in this process
+    args = parser.parse_args(arguments)
+    unknown = [name for name in args.stages if name not in STAGES]
+    if unknown:
+        parser.error(f"no stage is called {unknown[0]}: choose from {', '.join(STAGES)}")
+    args.stages = args.stages or list(STAGES)
+    args.output = args.output.resolve()
+    return args
+
+
+def has_result(path: Path) -> bool:
+    """Whether a stage has succeeded."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))["status"] == "done"
+    return False
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    """The stage of --stage, in this process; its result is written when all of it is there."""
+    started = time.perf_counter()
+    kit = Kit(output=args.output, tiny=args.tiny, input=args.input)
+    try:
+        found = STAGES[args.stage](kit)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: {args.stage}: {error}", flush=True)
+        return 1
+    record = {
+        "stage": args.stage,
+        "status": "done",
+        "seconds": round(time.perf_counter() - started, 1),
+        "tiny": args.tiny,
+        "command": command(args, args.stage),
+        "machine": machine(),
+        "notes": kit.notes,
+        "result": found,
+    }
+    write_json(args.output / f"{args.stage}.json", record)
+    return 0
+
+
+def command(args: argparse.Namespace, stage: str) -> str:
+    """What runs a stage again."""
+    more = f" --input {args.input}" * (args.input is not None) + " --tiny" * args.tiny
+    return f"python benchmarks/gpu.py {stage} --output {args.output.name} --again{more}"
+
+
+def start_stage(args: argparse.Namespace, stage: str) -> str | None:
+    """Run a stage in a process of its own; why it failed, or None."""
+    log_path, started = args.output / f"{stage}.log", time.perf_counter()
+    own = [sys.executable, __file__, "--stage", stage, "--output", str(args.output)]
+    own += ["--tiny"] * args.tiny + (["--input", str(args.input)] if args.input else [])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    if args.tiny:
+        env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            own, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(args.limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # and what it started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code == 0:
+        return None
+    lines = log_path.read_text(encoding="utf-8", errors="replace").strip()
+    said = [line for line in lines.splitlines() if line.startswith("error: ")]
+    reason = said[-1].removeprefix(f"error: {stage}: ") if said else f"it ended with status {code}"
+    if code is None:
+        reason = f"it took more than {args.limit:g} s"
+    record: dict[str, Any] = {
+        "stage": stage,
+        "status": "failed",
+        "seconds": round(time.perf_counter() - started, 1),
+        "tiny": args.tiny,
+        "command": command(args, stage),
+        "machine": machine(),
+        "reason": reason,
+        "output_end": lines[-END:],
+    }
+    write_json(args.output / f"{stage}.json", record)
+    return reason
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; 1 where a stage failed."""
+    args = parse_args(arguments)
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.stage:
+        return run_stage(args)
+    failed = []
+    for stage in args.stages:
+        path = args.output / f"{stage}.json"
+        if has_result(path) and not args.again:
+            print(f"{stage}: has a result ({path}); --again repeats it", flush=True)
+            continue
+        print(f"{stage}: …", flush=True)
+        started = time.perf_counter()
+        reason = start_stage(args, stage)
+        failed += [stage] * (reason is not None)
+        seconds = time.perf_counter() - started
+        print(f"{stage}: {'done' if reason is None else f'FAILED: {reason}'} ({seconds:.0f} s)")
+    print(f"the page: python benchmarks/gpu_page.py {args.output}")
+    if failed:
+        print(f"failed: {' '.join(failed)}; the end of their output is in their JSON files")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""make gpu: stages that leave JSON, are skipped where they have it, and fail by themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu_page import BODIES, page
+from benchmarks.gpu_stages import STAGES
+from benchmarks.machine import ROOT
+
+
+def records(folder: Path) -> dict[str, Any]:
+    return {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json")}
+
+
+def test_a_stage_with_a_result_is_skipped_and_one_that_overran_is_tried_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["machine", "--tiny", "--output", str(out)]
+    assert gpu.main([*arguments, "--limit", "0.2"]) == 1
+    failed = records(out)["machine"]
+    assert (failed["status"], failed["reason"]) == ("failed", "it took more than 0.2 s")
+    assert "failed: it took more than 0.2 s" in page(out)
+    assert gpu.main(arguments) == 0  # a failure is no result
+    done = records(out)["machine"]
+    assert done["status"] == "done"
+    assert done["result"]["cores"] >= 1
+    assert gpu.main(arguments) == 0
+    assert "has a result" in capfd.readouterr().out
+    assert records(out)["machine"] == done
+    text = page(out)
+    assert done["machine"]["commit"] in text
+    for stage in set(STAGES) - {"machine"}:  # what is missing, and what brings it
+        assert f"| {stage} | not run | `python benchmarks/gpu.py {stage} --output out` |" in text
+    assert not list(out.glob("*.part"))
+
+
+def test_a_stage_that_raises_leaves_the_reason_and_the_end_of_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "input"
+    broken.mkdir()  # without recordings
+    out = tmp_path / "out"
+    assert gpu.main(["loader", "--tiny", "--output", str(out), "--input", str(broken)]) == 1
+    found = records(out)["loader"]
+    assert found["status"] == "failed"
+    assert "no shards could be made of" in found["reason"]
+    assert "Traceback" in found["output_end"]
+    assert f"--input {broken}" in found["command"]
+
+
+def test_unknown_stages_and_empty_folders_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["step_huge"])
+    assert "no stage is called step_huge: choose from machine" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds no result: run make gpu"):
+        page(tmp_path)
+    (tmp_path / "machine.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        page(tmp_path)
+    assert not gpu.has_result(tmp_path / "machine.json")
+    assert set(BODIES) == set(STAGES)
+
+
+@pytest.mark.slow
+def test_the_rehearsal_and_its_page(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stages = ["machine", "tests", "decode", "loader", "profile"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", *stages, "--tiny", "--output", out],
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert {r["status"] for r in records(out).values()} == {"done"}
+    shown = subprocess.run(
+        [sys.executable, "benchmarks/gpu_page.py", out],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "# A rehearsal of the GPU kit" in shown
+    for heading in stages:
+        assert f"## {heading}\n" in shown
+    assert "| beam 50 with a small Transformer |" in shown
+    assert "| train | not run |" in shown
