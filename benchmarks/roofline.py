@@ -79,7 +79,11 @@ def memory_line(p: Prediction) -> str:
     held = p.memory
     names = ("weights", "gradients", "optimizer", "kept", "transient", "buckets", "context")
     parts = ", ".join(f"{name} {getattr(held, name) / GIB:.2f}" for name in names)
-    return f"Memory of a process, GiB: {parts}; {held.total / GIB:.2f} in all.\n"
+    return (
+        f"Memory of a process, GiB: {parts}; {held.total / GIB:.2f} in all. Exchange: "
+        f"{p.sent_bytes / 1e9:.2f} GB sent by a process, {1e3 * p.exchange_seconds:.1f} ms, of "
+        f"which {1e3 * p.exposed_seconds:.1f} ms are not behind the backward pass.\n"
+    )
 
 
 def operators_table(config: Config, device: Device, count: int) -> str:

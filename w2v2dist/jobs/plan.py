@@ -107,7 +107,9 @@ class Plan:
                 words = by_link.setdefault(one.link.name, [])
                 words.append(f"{one.num_gpus}: {one.efficiency:.0%}")
         texts = [f"{', '.join(words)} on {name}" for name, words in by_link.items()]
-        return "; ".join(texts) or "of one batch with few slots: not on 8 processes or more"
+        if not texts:
+            return "8 GPUs or more are refused: the batch has fewer slots"
+        return f"of one GPU's speed, by their number: {'; '.join(texts)}"
 
     def _data_rate(self) -> dict[str, str]:
         """How much of it a node reads; of text that is next to nothing."""

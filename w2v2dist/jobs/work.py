@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from w2v2dist.config import ConfigError
 from w2v2dist.data.vocabulary import read_vocabulary
 from w2v2dist.jobs.fusion import fused
-from w2v2dist.jobs.graph import Graph, Operator, fake, sizes_of, trace
+from w2v2dist.jobs.graph import Graph, Operator, sizes_of, trace
+from w2v2dist.jobs.meta import fake
 from w2v2dist.model import (
     TransformerLanguageModel,
     Wav2Vec2Config,
