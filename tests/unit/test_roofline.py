@@ -32,6 +32,7 @@ BASE, LARGE, TINY = (
     str(ROOT / f"configs/{name}.yaml") for name in ("base_ls960", "large_lv60k", "tiny_pretrain")
 )
 H100 = DEVICES["h100"]
+EXACT = "data.crop_multiple=1"  # slots of all the samples that they may have
 
 
 def graph_of(module: Callable[[], nn.Module], *shape: int, gpu: bool = True) -> Graph:
@@ -79,7 +80,7 @@ def test_bytes_by_hand() -> None:
 
 
 def test_parts_have_the_operators_of_their_modules() -> None:
-    config = read_config(LARGE, [])
+    config = read_config(LARGE, [EXACT])
     found = predict(config, H100)
     model, frames = config.model, 4 * config.model.num_frames(300_000)
     rounds = config.data.virtual_world_size
@@ -103,7 +104,7 @@ def test_parts_have_the_operators_of_their_modules() -> None:
 
 def test_flops_of_base_are_those_measured() -> None:
     # Forward and backward of 2 x 250,000 samples: 1,441 GFLOP
-    found = predict(read_config(BASE, ["data.max_samples_per_slot=500_000"]), H100, 64)
+    found = predict(read_config(BASE, [EXACT, "data.max_samples_per_slot=500_000"]), H100, 64)
     stays = 1 - 0.05
     in_layers = sum(found.parts[name].flops for name in (ATTENTION, FFN))
     assert found.model_flops + in_layers * (1 / stays - 1) == pytest.approx(1.441e12, rel=0.03)
@@ -112,7 +113,7 @@ def test_flops_of_base_are_those_measured() -> None:
 def test_large_as_counted_by_another_script() -> None:
     """9.3 TFLOP, 4.73 GiB kept, 1,226 kernels, 61 GB moved (43 without detours in the encoder);
     a leaner model may need less of the last three."""
-    work = work_of(read_config(LARGE, []), gpu=True)
+    work = work_of(read_config(LARGE, [EXACT]), gpu=True)
     assert work.amount == 4 * 300_000
     assert work.graph.flops == pytest.approx(9.3e12, rel=0.05)
     assert 2.5 < work.graph.kept_bytes / GIB < 5.2
@@ -293,6 +294,13 @@ def test_exchange_and_efficiency() -> None:
     assert sent[1] == pytest.approx(share * (3 * 2 * 4 + 2) * total)
     assert sent[2] == pytest.approx(share * (3 * 4 * total + 3 * 2 * sizes[0] + 2 * sizes[1]))
     assert all(c.seconds(H100, LINKS["8x400"], 1, 1) == 0 for c in steps[1])
+    (gradients, weights) = steps[0]
+    large = dataclasses.replace(gradients, tail=0.25)
+    # Behind the last backward pass, but for the piece that its end completes
+    assert [large.exposed(8.0, backward, 3) for backward in (100.0, 2.0)] == [2.0, 6.0]
+    assert weights.exposed(8.0, 100.0, 3) == 8.0
+    assert steps[1][0].exposed(8.0, 100.0, 3) == 8.0
+    assert steps[2][0].exposed(8.0, 2.0, 3) == 2.0
     found = list(scaled(read_config(LARGE, ["engine.zero_stage=1"]), H100))
     fast, slow = found[:4], found[4:]
     for group in (fast, slow):

@@ -126,9 +126,9 @@ def predict(
     traffic = zero.exchange(config.engine, work.sizes, num_rounds)
     link = link or LINKS["8x400"]
     times = [c.seconds(device, link, world_size, nodes) for c in traffic]
-    # What is overlapped hides behind the backward pass, two thirds of the computation
-    hidden = sum(t for t, c in zip(times, traffic, strict=True) if c.overlapped)
-    exposed = sum(times) - min(hidden, compute * 2 / 3)
+    # The backward pass is two thirds of what a round computes
+    backward = (compute - parts[OPTIMIZER].seconds) / num_rounds * 2 / 3
+    exposed = sum(c.exposed(t, backward, num_rounds) for t, c in zip(times, traffic, strict=True))
     narrow = zero.is_narrow(config.engine)
     launches = num_kernels * device.launch_s
     return Prediction(

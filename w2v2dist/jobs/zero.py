@@ -13,10 +13,11 @@ from w2v2dist.training.engine import EngineConfig
 
 PERSISTENT = 100_000  # elements: smaller parameters stay whole on every process at stage 3
 BUCKET = 50_000_000  # elements: DeepSpeed exchanges gradients in pieces (reduce_bucket_size)
+PIECE = 20_000_000  # elements: what ZeRO 1 in bf16 exchanges together, the last piece unhidden
 SUM_BYTES = 4  # gradients are summed over processes in fp32, whatever the model's precision
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Collective:
     """One kind of exchange of a step: bytes of the whole tensor, and how often."""
 
@@ -24,7 +25,9 @@ class Collective:
     what: str
     num_bytes: float
     times: int
-    overlapped: bool  # with the backward pass
+    # Behind which backward passes: of no round, of a step's last, of each
+    behind: Literal["none", "last", "each"] = "none"
+    tail: float = 0.0  # share of it that the end of the backward pass starts, and nothing hides
 
     def sent_bytes(self, world_size: int) -> float:
         """What a process sends in a step: in a ring, or as any scheme must on average."""
@@ -42,6 +45,11 @@ class Collective:
             latency += 2 * link.latency_s * math.log2(num_nodes)
         pieces = max(1, math.ceil(self.num_bytes / (4 * BUCKET)))
         return self.sent_bytes(world_size) / rate + self.times * pieces * latency
+
+    def exposed(self, seconds: float, backward: float, num_rounds: int) -> float:
+        """What is left of its `seconds` where a round's backward pass takes `backward`."""
+        passes = {"none": 0, "last": 1, "each": num_rounds}[self.behind]
+        return seconds - min(seconds * (1 - self.tail), passes * backward)
 
 
 def is_narrow(engine: EngineConfig) -> bool:
@@ -61,22 +69,22 @@ def exchange(
     stage, width, total = stage_of(engine), 2 if is_narrow(engine) else 4, float(sum(sizes))
     if stage == 3:
         split = float(sum(n for n in sizes if n > PERSISTENT))
-        kinds = [
-            ("reduce_scatter", "gradients", sum_bytes * total, num_rounds),
+        small, summed = total - split, sum_bytes * total
+        found = [
+            Collective("reduce_scatter", "gradients", summed, num_rounds, "each"),
             # Once for forward and backward: a model below 1e9 parameters is not given back between
-            ("all_gather", "weights", width * split, num_rounds),
-            ("all_gather", "small weights", width * (total - split), 1),
+            Collective("all_gather", "weights", width * split, num_rounds, "each"),
+            Collective("all_gather", "small weights", width * small, 1),
         ]
+    elif engine.precision == "bf16" and stage == 1:  # training/exchange.py
+        tail = min(1.0, PIECE / total)
+        found = [Collective("all_reduce", "gradients", sum_bytes * total, 1, "last", tail)]
     else:
         times = num_rounds if stage == 2 else 1
-        kinds = [("all_reduce", "gradients", sum_bytes * total, times)]
-        if stage:
-            kinds.append(("all_gather", "weights", width * total, 1))
-    return [
-        Collective(kind=kind, what=what, num_bytes=size, times=n, overlapped=stage == 3)  # type: ignore[arg-type]
-        for kind, what, size, n in kinds
-        if size
-    ]
+        found = [Collective("all_reduce", "gradients", sum_bytes * total, times)]
+    if stage in (1, 2):
+        found.append(Collective("all_gather", "weights", width * total, 1))
+    return [collective for collective in found if collective.num_bytes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
