@@ -1,5 +1,5 @@
 """What DeepSpeed 0.19.8 holds, exchanges and updates at each ZeRO stage, as training/engine.py sets
-it up. Read from its sources, and held to counted collectives by tests/distributed/test_exchange.py.
+it up. Read from its sources, and held to counted collectives by tests/distributed/test_traffic.py.
 """
 
 import math
