@@ -23,9 +23,11 @@ class Plan:
 
     @property
     def amount_per_step(self) -> float:
-        """Hours of audio, or tokens; those that end before the limit hold less."""
-        amount = self.prediction.amount * self.config.data.virtual_world_size
-        return amount if self._texts else amount / SAMPLE_RATE / 3600
+        """Hours of audio, or tokens, at most; slots that end before their limit hold less."""
+        num_slots = self.config.data.virtual_world_size
+        if isinstance(self.config, LanguageModelingConfig):
+            return num_slots * self.config.data.max_tokens_per_slot
+        return num_slots * self.config.data.max_samples_per_slot / SAMPLE_RATE / 3600
 
     def lines(self) -> list[str]:
         """The plan in words."""
