@@ -114,8 +114,8 @@ def scaling_table(config: Config, device: Device) -> str:
 
 
 def report(config: Config, path: str, args: argparse.Namespace) -> str:
-    devices = [named(name) for name in args.gpu]
-    last = devices[args.gpu.index("h100") if "h100" in args.gpu else -1]
+    devices = [named(name) for name in args.gpu.split(",")]
+    last = next((d for d in devices if d.name == "h100"), devices[-1])
     world_size = args.world_size or config.data.virtual_world_size
     nodes = -(-world_size // 8)
     plain = predict(config, last, world_size, nodes, compiled=False)
@@ -144,8 +144,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("arguments", nargs="*", metavar="CONFIG|key=value", help=f"default: {' '.join(CONFIGS)}")
-    gpus = ", ".join([*DEVICES, "cpu"])
-    add("--gpu", nargs="+", default=["a100", "h100", "h200"], metavar="NAME", help=f"of {gpus}")
+    known = ", ".join([*DEVICES, "cpu"])
+    add("--gpu", default="a100,h100,h200", metavar="NAME[,NAME]", help=f"of {known}")
     add("--world-size", type=int, metavar="N", help="processes (default: one a slot)")
     add("--operators", type=int, default=0, metavar="N", help="the N longest operators too")
     add("--scaling", action="store_true", help="efficiency on 8 to 512 GPUs too")
