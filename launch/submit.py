@@ -144,8 +144,16 @@ def parse_minutes(text: str) -> int:
 def read_cluster(args: argparse.Namespace) -> Any:
     """The profile of --cluster, or the defaults, under the command line. Raises ConfigError."""
     from w2v2dist.jobs.cluster import ClusterConfig
+    from w2v2dist.jobs.devices import DEVICES
 
-    cluster = from_dict(ClusterConfig, read_yaml(args.cluster) if args.cluster else {})
+    values = read_yaml(args.cluster) if args.cluster else {}
+    for old in ("peak_tflops", "gpu_memory_gib"):
+        if old in values:
+            raise ConfigError(
+                f"{args.cluster}: {old} is {values[old]!r}, but a profile names its GPU now: put "
+                f"gpu: h100 in its place (one of {', '.join(DEVICES)})"
+            )
+    cluster = from_dict(ClusterConfig, values)
     names = ("gpus_per_node", "tasks_per_node", "partition", "time")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(cluster, **given)
@@ -161,15 +169,17 @@ def snapshot(config: Any, run_dir: Path) -> Path:
 
 
 def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
+    from w2v2dist.jobs.devices import named
     from w2v2dist.jobs.plan import make_plan
 
-    plan = make_plan(config, high, cluster.num_tasks_per_node, cluster.peak_tflops)
-    print(f"run             {config.run_dir}", *plan.lines(cluster.gpu_memory_gib), sep="\n")
+    device = named(cluster.gpu if cluster.gpus_per_node else "cpu")
+    plan = make_plan(config, high, cluster.num_tasks_per_node, device)
+    print(f"run             {config.run_dir}", *plan.lines(), sep="\n")
     if low < high:
-        least = make_plan(config, low, cluster.num_tasks_per_node, cluster.peak_tflops)
+        least = make_plan(config, low, cluster.num_tasks_per_node, device).prediction
         print(
-            f"{f'with {low} nodes':<16}{least.slots_per_process} slots per GPU, "
-            f"{least.step_seconds:.2f} s a step (assumed); the same batch and the same results"
+            f"{f'with {low} nodes':<16}{least.num_rounds} slots per GPU, "
+            f"{least.step_seconds:.2f} s a step (predicted); the same batch and the same results"
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import submitit
 from submitit.helpers import Checkpointable
 
+from w2v2dist.jobs.devices import check_name
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
 from w2v2dist.tasks.train import read_config, train
 
@@ -72,10 +73,10 @@ class ClusterConfig:
     # When a node dies, go on with the others in the same allocation (sbatch --no-kill) instead of
     # queueing again. A process that dies never gives the allocation back.
     no_kill: bool = False
-    peak_tflops: float = 312.0  # of a GPU at 16 bits, for the plan (A100: 312, H100: 989)
-    gpu_memory_gib: float = 80.0
+    gpu: str = "a100"  # for the plan: a100, a100-40gb, h100 or h200; cpu: this machine's
 
     def __post_init__(self) -> None:
+        check_name(self.gpu)
         if self.gpus_per_node < 0 or self.num_tasks_per_node < 1:
             raise ValueError(
                 f"gpus_per_node is {self.gpus_per_node}, tasks_per_node is {self.tasks_per_node}: "
