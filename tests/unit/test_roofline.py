@@ -86,10 +86,12 @@ def test_parts_have_the_operators_of_their_modules() -> None:
     rounds = config.data.virtual_world_size
     per_layer = 3 * 2 * frames * model.embed_dim
     ffn = found.parts[FFN].flops / rounds
-    assert ffn == pytest.approx(model.num_layers * per_layer * 2 * model.ffn_dim)
+    # The last layer's FFN and half of its attention are of the masked frames alone
+    whole = model.num_layers * per_layer * 2 * model.ffn_dim
+    assert (1 - 0.6 / model.num_layers) * whole < ffn < (1 - 0.4 / model.num_layers) * whole
     scores = 7 * 2 * frames * model.num_frames(300_000) * model.embed_dim
     attention = model.num_layers * (4 * per_layer * model.embed_dim + scores)
-    assert found.parts[ATTENTION].flops / rounds == pytest.approx(attention, rel=0.01)
+    assert found.parts[ATTENTION].flops / rounds == pytest.approx(attention, rel=0.03)
     taps = model.pos_conv_kernel * model.embed_dim // model.pos_conv_groups
     assert found.parts[POSITIONS].flops / rounds == pytest.approx(per_layer * taps, rel=0.01)
     convolutions, samples, channels = 0.0, 300_000, 1
@@ -156,7 +158,7 @@ def test_cost_grows_linearly_with_audio() -> None:
     ]
     for value in values:
         one, two, four = map(value, found)
-        assert four - two == pytest.approx(2 * (two - one), rel=0.02)
+        assert four - two == pytest.approx(2 * (two - one), rel=0.04)  # masks are drawn
         assert two > one
     assert found[0].kernels == found[2].kernels
 

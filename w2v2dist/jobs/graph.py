@@ -216,6 +216,7 @@ def _work(func: Any, args: Any, kwargs: Any, out: Any) -> tuple[float, str]:
     """FLOP and kind. Of torch's counter two formulas are not right: it takes the weight gradient
     of a grouped convolution once a group, and does not halve what is causal."""
     packet = func._overloadpacket
+    packet = getattr(aten, packet.__name__.removesuffix("_"), packet)  # in place: the same work
     if packet is aten.convolution_backward:
         grad, x, weight, groups, wanted = args[0], args[1], args[2], args[9], args[10]
         once = conv_flop_count(list(x.shape), list(weight.shape), list(grad.shape))

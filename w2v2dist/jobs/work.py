@@ -148,6 +148,7 @@ def _pretraining(key: _Key) -> Made:
             distractors,
             temperature=config.temperature.start,
             drop_layers=[False] * config.num_layers,
+            all_features=False,
         )
         assert out.loss is not None
         return out.loss / num_masked  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ def kept(p: float) -> float:
 def noise(shape: torch.Size, p: float) -> Tensor:
     """On the CPU, in fp32, from torch's generator: negative with probability `p`."""
     count, seed = shape.numel(), int(torch.empty((), dtype=torch.int64).random_())
-    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)))
+    bits = torch.as_tensor(np.random.SFC64(seed).random_raw(-(-count // 4)))
     below = _num_dropped(p) - LEVELS // 2
     return bits.view(torch.int16)[:count].float().sub_(below).view(shape)
 
