@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import step_page
+from benchmarks import loader_page, step_page
 from benchmarks.gpu_stages import STAGES
 from benchmarks.machine import table
 
@@ -126,7 +126,7 @@ def train_body(found: Record) -> Iterator[str]:
     relative = f"within {found['tolerance']:g} (relative)"
     how = relative if found["tolerance"] else "to the bit"
     yield f"{found['precision']}; the resumed run's losses agree {how}.\n"
-    if found["left_out"]:
+    if found.get("left_out"):
         yield f"Left out, because the stage had no time for more: ZeRO {found['left_out']}.\n"
     heads = "ZeRO|steps|step s (median)|h of audio a second|data wait|loss: first|last"
     rows = [
@@ -147,9 +147,7 @@ def train_body(found: Record) -> Iterator[str]:
 
 def loader_body(found: Record) -> Iterator[str]:
     """The tables of benchmarks/loader.py."""
-    from benchmarks import loader  # it needs packages that reading results does not
-
-    yield loader.markdown(found)
+    yield loader_page.markdown(found)
 
 
 def roofline_body(found: Record) -> Iterator[str]:

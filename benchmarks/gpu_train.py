@@ -17,9 +17,9 @@ import torch
 from benchmarks.machine import ROOT
 from w2v2dist.runtime.logging import read_jsonl
 
+TIME_S = 440.0  # no training is begun that would not end by then
 # How far the losses of the resumed run may be from the unbroken one's, relative: a GPU adds in
 # another order, and 16 bits round what is left of it; a CPU must give the same bits
-TIME_S = 440.0  # no training is begun that would not end by then
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 

@@ -36,7 +36,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import machine, spread, table, write_json
+from benchmarks.loader_page import OURS, markdown
+from benchmarks.machine import machine, write_json
 from benchmarks.speechlike import build_shards, write_recordings
 from w2v2dist.data.audio import decode, to_flac
 from w2v2dist.data.index import ShardIndex
@@ -49,7 +50,6 @@ SECONDS_PER_HOUR = 3600 * 16_000  # in samples
 # Configuration, GPUs, GPUs of a node
 LAYOUTS = {"BASE": ("base_ls960", 64, 8), "LARGE": ("large_lv60k", 128, 8)}
 BARE = "bare decoding, soundfile"
-OURS = "ours"
 Samples = Callable[[bytes], int]  # decodes, and says how many there were
 Contents = Callable[[], Iterator[bytes]]
 PREAD = os.pread
@@ -286,42 +286,6 @@ def summary(rows: list[Row]) -> list[dict[str, Any]]:
 def _ratio(base: list[float], own: list[float]) -> float | None:
     pairs = [b / o for b, o in zip(base, own, strict=False)]
     return statistics.median(pairs) if pairs else None
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """The result as tables."""
-    columns = "way|processes|h of audio a second and core|of bare|h a CPU second|of bare"
-    lines = [f"{found['data']}; {found['machine']['cpu']}, {found['machine']['cores']} cores"]
-    for store, rows in found["stores"].items():
-        shown = []
-        for r in rows:
-            if r.get("of_bare") is None:
-                shown.append([r["name"], r["workers"] or "in one", r["error"], *["–"] * 3])
-                continue
-            shown.append(
-                [
-                    r["name"],
-                    r["workers"] or "in one",
-                    spread(r["hours_per_second_core"]),
-                    f"{r['of_bare']:.2f}",
-                    spread(r["hours_per_cpu_second"]),
-                    f"{r['of_bare_cpu']:.2f}",
-                ]
-            )
-        lines += [f"\n{store}\n", table(columns.split("|"), shown)]
-    crops = [[f"{w:g} s", f"{c:g} s", f"{part:.0%}"] for w, c, part in found["crops"]]
-    heads = ["FLAC of", "crop from its middle", "decoding time, of the whole"]
-    lines += ["", table(heads, crops)]
-    rows = next(iter(found["stores"].values()))
-    own = next((r for r in rows if r["name"] == OURS and r.get("of_bare")), None)
-    rate = statistics.median(own["hours_per_second_core"]) if own else None
-    shown = [
-        [n, v["gpus"], f"{v['step_seconds']:.3g}", f"{v['hours_per_second']:.3g}",
-         f"{v['hours_per_second'] / rate:.2g}" if rate else "–"]
-        for n, v in found["needs"].items()
-    ]  # fmt: skip
-    heads = ["layout", "GPUs", "step s (planned)", "h of audio a second, a node of 8", "cores"]
-    return "\n".join([*lines, "", table(heads, shown)])
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

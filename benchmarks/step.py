@@ -42,7 +42,6 @@ from benchmarks.step_page import markdown
 # Big blocks are kept by the process: without page faults at every step
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 TUNED["MALLOC_TOP_PAD_"] = "67108864"
-BYTES_PER_VALUE = 2.6  # a step's peak, by samples × layers × width of a frame (rough, measured)
 
 
 @dataclass(kw_only=True)
@@ -172,7 +171,8 @@ def details(process: Process, row: Measured, args: argparse.Namespace) -> None:
 def measure(args: argparse.Namespace) -> tuple[list[Measured], bool]:
     """All engines, the matrix rate last; and whether they took turns in one life."""
     rows = [Measured(engine=engine) for engine in [*args.engine, MATRIX]]
-    together = not args.one_at_a_time and (torch.cuda.is_available() or fits(args))
+    roomy = args.together or torch.cuda.is_available() or fits(args)
+    together = roomy and not args.one_at_a_time
     if together:
         with contextlib.ExitStack() as stack:
             live = [(row, stack.enter_context(started(row.engine, args, row))) for row in rows]
@@ -195,16 +195,20 @@ def measure(args: argparse.Namespace) -> tuple[list[Measured], bool]:
 
 
 def fits(args: argparse.Namespace) -> bool:
-    """Whether the memory that is free holds the steps of all engines."""
-    config = model_config(args.model)
-    frames = args.rows * config.num_frames(args.samples)
-    values = config.num_layers * config.embed_dim + sum(
-        config.conv_channels * 2**k for k in range(1, len(config.conv_strides))
-    )
-    needed = BYTES_PER_VALUE * 4 * frames * values + 2**30
+    """Whether the memory that is free holds the steps of all engines at once; rough, and on the
+    safe side: what is kept of convolutions, layers and attention probabilities, twice for their
+    gradients, and 16 bytes a weight."""
+    config, values, frames = model_config(args.model), 0.0, float(args.samples)
+    for stride in config.conv_strides:
+        frames /= stride
+        values += 4 * frames * config.conv_channels
+    a_frame = 17 * config.embed_dim + 2 * config.num_heads * frames
+    values += config.num_layers * frames * a_frame
+    weights = config.num_layers * config.embed_dim * (4 * config.embed_dim + 2 * config.ffn_dim)
+    needed = 8 * args.rows * values + 16 * weights + 5e8
     with Path("/proc/meminfo").open(encoding="utf-8") as file:
         free = next(1024 * int(line.split()[1]) for line in file if "MemAvailable" in line)
-    return free > needed * len(args.engine) * 1.1
+    return free > needed * len(args.engine)
 
 
 def result(args: argparse.Namespace, rows: list[Measured], together: bool) -> dict[str, Any]:
@@ -261,7 +265,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--optimizer", action="store_true", help="add the update: fused Adam, fp32 weights")
     add("--activation-checkpointing", action="store_true")
     add("--parts", action="store_true", help="where the time goes, by part and by operator")
-    add("--one-at-a-time", action="store_true", help="no two engines in memory together")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--one-at-a-time", action="store_true", help="never two engines in memory")
+    how.add_argument("--together", action="store_true", help="all, however little memory is free")
     add("--malloc", default="tuned", help="tuned (glibc keeps big blocks), default, or a library")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--repeat", type=int, default=5, help="turns")
