@@ -253,14 +253,16 @@ def crop_costs() -> list[tuple[float, float, float]]:
 
 def needs(step_seconds: float | None) -> dict[str, dict[str, float]]:
     """Hours of audio a second that a node of H100s reads in the paper's layouts."""
-    from w2v2dist.jobs.plan import make_plan
+    from w2v2dist.jobs.devices import DEVICES
+    from w2v2dist.jobs.roofline import predict
 
     out = {}
     for name, (config_name, gpus, per_node) in LAYOUTS.items():
         config: Any = read_config(
             CONFIGS / f"{config_name}.yaml", [f"data.virtual_world_size={gpus}"]
         )
-        seconds = step_seconds or make_plan(config, gpus // per_node, per_node, 989.0).step_seconds
+        predicted = predict(config, DEVICES["h100"], gpus, gpus // per_node)
+        seconds = step_seconds or predicted.step_seconds
         hours = per_node * config.data.max_samples_per_slot / SECONDS_PER_HOUR
         out[name] = {"gpus": gpus, "step_seconds": seconds, "hours_per_second": hours / seconds}
     return out

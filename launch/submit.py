@@ -144,16 +144,8 @@ def parse_minutes(text: str) -> int:
 def read_cluster(args: argparse.Namespace) -> Any:
     """The profile of --cluster, or the defaults, under the command line. Raises ConfigError."""
     from w2v2dist.jobs.cluster import ClusterConfig
-    from w2v2dist.jobs.devices import DEVICES
 
-    values = read_yaml(args.cluster) if args.cluster else {}
-    for old in ("peak_tflops", "gpu_memory_gib"):
-        if old in values:
-            raise ConfigError(
-                f"{args.cluster}: {old} is {values[old]!r}, but a profile names its GPU now: put "
-                f"gpu: h100 in its place (one of {', '.join(DEVICES)})"
-            )
-    cluster = from_dict(ClusterConfig, values)
+    cluster = from_dict(ClusterConfig, read_yaml(args.cluster) if args.cluster else {})
     names = ("gpus_per_node", "tasks_per_node", "partition", "time")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(cluster, **given)
@@ -169,10 +161,9 @@ def snapshot(config: Any, run_dir: Path) -> Path:
 
 
 def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
-    from w2v2dist.jobs.devices import named
     from w2v2dist.jobs.plan import make_plan
 
-    device = named(cluster.gpu if cluster.gpus_per_node else "cpu")
+    device = cluster.device()
     plan = make_plan(config, high, cluster.num_tasks_per_node, device)
     print(f"run             {config.run_dir}", *plan.lines(), sep="\n")
     if low < high:

@@ -127,26 +127,31 @@ def noise(num_samples: int, seed: int) -> npt.NDArray[np.float64]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Audio on which the accuracy of a step stands out after the third, which speech need not."""
+    """Audio on which the accuracy of a step stands out with some seed, which speech need not."""
     return synthetic_shards(tmp_path_factory.mktemp("shards"), sound=noise)
 
 
 @pytest.fixture(scope="module")
-def reference(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without an alarm."""
-    folder = tmp_path_factory.mktemp("reference")
-    train(write_config(folder, "pretrain", shards, loop=LOOP), 1)
-    assert alarms(folder / "run") == []
-    return folder / "run"
+def reference(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A run without an alarm in which the accuracy of a step stands out, and its seed."""
+    for seed in range(1, 9):
+        folder = tmp_path_factory.mktemp("reference")
+        train(write_config(folder, "pretrain", shards, loop=LOOP, seed=seed), 1)
+        assert alarms(folder / "run") == []
+        if outlier(folder / "run") is not None:
+            return folder / "run", seed
+    raise AssertionError("no seed has an accuracy that stands out")
 
 
-def outlier(reference: Path) -> tuple[int, float]:
-    """The step after 3 whose accuracy is furthest above all before it, and a limit between them."""
+def outlier(reference: Path) -> tuple[int, float] | None:
+    """The step after 3 whose accuracy is furthest above all before it, and a limit between them;
+    None where no step's is by a twentieth."""
     values = {r["step"]: r["accuracy"] for r in read_jsonl(reference / "metrics.jsonl")
               if "accuracy" in r}  # fmt: skip
     best = {s: max(values[t] for t in range(1, s)) for s in range(4, STEPS - 1)}
     step = max(best, key=lambda s: values[s] - best[s])
-    assert values[step] > best[step]
+    if values[step] < 1.05 * best[step]:
+        return None
     return step, (values[step] + best[step]) / 2
 
 
@@ -155,7 +160,7 @@ def outlier(reference: Path) -> tuple[int, float]:
     [((1, 2), (0, 1), 2), pytest.param((2, 1), (3, 1), 0, marks=pytest.mark.slow)],
 )
 def test_rollback_takes_other_samples_for_a_while_and_every_restart_takes_the_same(
-    reference: Path,
+    reference: tuple[Path, int],
     shards: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -163,12 +168,14 @@ def test_rollback_takes_other_samples_for_a_while_and_every_restart_takes_the_sa
     stages: tuple[int, int],
     later: int,
 ) -> None:
-    at, limit = outlier(reference)
+    unbroken, seed = reference
+    at, limit = outlier(unbroken) or (0, 0.0)
     limits = {"on_alarm": "rollback", "max_accuracy": limit, "early_steps": at + 1,
               "rollback_steps": 4, "max_rollbacks": 20}  # fmt: skip
     config = write_config(
-        tmp_path, "pretrain", shards, loop=LOOP, alarms=limits, engine={"zero_stage": stages[0]}
-    )
+        tmp_path, "pretrain", shards, loop=LOOP, alarms=limits, engine={"zero_stage": stages[0]},
+        seed=seed,
+    )  # fmt: skip
     train(config, sizes[0])
     run, entries = tmp_path / "run", read_rollbacks(tmp_path / "run")
     first, last = entries[0], entries[-1]
@@ -177,8 +184,8 @@ def test_rollback_takes_other_samples_for_a_while_and_every_restart_takes_the_sa
     assert [a["action"] for a in alarms(run)] == ["rollback"] * len(entries)
     assert saved(run) == list(range(2, STEPS + 1, 2))
 
-    used, usual = samples(run), samples(reference)
-    others = {s for s in range(1, STEPS + 1) if seed_at(entries, 1, s) != 1}
+    used, usual = samples(run), samples(unbroken)
+    others = {s for s in range(1, STEPS + 1) if seed_at(entries, seed, s) != seed}
     assert {*range(last["from"] + 1, last["until"] + 1)} <= others
     assert STEPS not in others
     for (step, slot), record in usual.items():

@@ -295,10 +295,15 @@ def test_profiles_name_their_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[s
     command = ["--nodes", "16", LARGE, "--dry-run", "--cluster", str(tmp_path / "c.yaml")]
     assert main(command) == 0
     assert "PREDICTED for h200" in capsys.readouterr().out
+    (tmp_path / "c.yaml").write_text("peak_tflops: 624\ngpu_memory_gib: 24\n")  # another GPU
+    assert main(command) == 0
+    assert "fits in 24 GiB" in capsys.readouterr().out
+    other, known = A100.like(624, None), A100
+    assert other.peak_flops == 2 * known.peak_flops == 624e12
+    assert other.matrix_flops == 2 * known.matrix_flops
     for text, message in (
         ("gpu: v100", "gpu is 'v100' but must be one of a100"),
-        ("peak_tflops: 989", "peak_tflops is 989, but a profile names its GPU now: put gpu: h100"),
-        ("gpu_memory_gib: 40", "put gpu: h100 in its place (one of a100, a100-40gb"),
+        ("gpu_memory_gib: 0", "gpu_memory_gib is 0.0 but must be positive"),
     ):
         (tmp_path / "c.yaml").write_text(text)
         assert main(command) == 2

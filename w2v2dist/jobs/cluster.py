@@ -15,7 +15,7 @@ from typing import Any
 import submitit
 from submitit.helpers import Checkpointable
 
-from w2v2dist.jobs.devices import check_name
+from w2v2dist.jobs.devices import Device, check_name, named
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED, PreemptionFlag
 from w2v2dist.tasks.train import read_config, train
 
@@ -74,9 +74,15 @@ class ClusterConfig:
     # queueing again. A process that dies never gives the allocation back.
     no_kill: bool = False
     gpu: str = "a100"  # for the plan: a100, a100-40gb, h100 or h200; cpu: this machine's
+    # Of a GPU that is none of these: its peak at 16 bits (the rest in proportion) and its memory
+    peak_tflops: float | None = None
+    gpu_memory_gib: float | None = None
 
     def __post_init__(self) -> None:
         check_name(self.gpu)
+        for name in ("peak_tflops", "gpu_memory_gib"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is {value} but must be positive, or null for gpu's own")
         if self.gpus_per_node < 0 or self.num_tasks_per_node < 1:
             raise ValueError(
                 f"gpus_per_node is {self.gpus_per_node}, tasks_per_node is {self.tasks_per_node}: "
@@ -86,6 +92,12 @@ class ClusterConfig:
             if name.replace("_", "-") in OURS or len(name) == 1:
                 remedy = OURS.get(name.replace("_", "-"), "write the long name of the option")
                 raise ValueError(f"sbatch has {name!r}, which cannot be given there: {remedy}")
+
+    def device(self) -> Device:
+        """What the plan is for: without GPUs the CPU here."""
+        return named(self.gpu if self.gpus_per_node else "cpu").like(
+            self.peak_tflops, self.gpu_memory_gib
+        )
 
     @property
     def num_tasks_per_node(self) -> int:

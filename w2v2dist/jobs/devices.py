@@ -16,6 +16,7 @@ from typing import Any
 
 GIB = 2**30
 GB = 1e9
+RATES = ("peak", "matrix", "attention", "fp32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,13 @@ class Device:
     launch_s: float  # what the host takes to launch one, PyTorch without graphs
     context_bytes: float  # of a process beside its tensors: CUDA, NCCL, libraries' workspaces
     is_gpu: bool = True
+
+    def like(self, peak_tflops: float | None, memory_gib: float | None) -> "Device":
+        """One of this kind with another peak, its rates in proportion, and another memory."""
+        faster = 1.0 if peak_tflops is None else peak_tflops * 1e12 / self.peak_flops
+        rates = {f"{name}_flops": faster * getattr(self, f"{name}_flops") for name in RATES}
+        memory = self.memory_bytes if memory_gib is None else memory_gib * GIB
+        return replace(self, **rates, memory_bytes=memory)
 
 
 # A100: NVIDIA's data sheet (SXM, 80 GB): 312 TFLOP/s, 2,039 GB/s; cuBLAS reaches 250-270 (MLPerf,
