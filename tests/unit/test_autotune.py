@@ -95,18 +95,20 @@ def test_pruning_names_its_reasons() -> None:
         fast: Predicted(0.4, 50 * GIB),
         slow_fast: Predicted(0.5, 20 * GIB),
     }
-    kept, pruned = prune(config, predicted, 60 * GIB, 8)
+    kept, pruned = prune(config, predicted, 58 * GIB, 8)
     # The best compiled one does not make the others slow: what a compiler gains is uncertain
     assert kept == [now, fast, slow_fast]
-    assert pruned[large] == "would need 100.0 GiB of 60.0"
+    assert pruned[large] == "would need 100.0 GiB of 58.0"
     assert pruned[slow] == "predicted 30% slower than the best"
-    kept, pruned = prune(config, predicted, 60 * GIB, 2)
+    kept, pruned = prune(config, predicted, 58 * GIB, 2)
     assert kept == [now, fast]
     assert pruned[slow_fast] == "others promise more"
     kept, _ = prune(config, predicted, 20 * GIB, 8)  # the others would need twice as much
     assert kept == [slow, slow_fast]
     with pytest.raises(ValueError, match=r"nothing fits.* has 10.0 GiB.*lower data.max_crop"):
         prune(config, predicted, 10 * GIB, 8)
+    _, pruned = prune(config, predicted, 130 * GIB, 8)
+    assert pruned[slow] == pruned[slow_fast] == "computes layers twice, and fits without"
     unknown = {c: Predicted(float("nan"), 0.0) for c in predicted}
     assert len(prune(config, unknown, GIB, 8)[0]) == 5
 
@@ -148,8 +150,6 @@ def test_a_measurement_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_out_of_memory_is_a_result(tmp_path: Path) -> None:
     """A micro-batch of 8 GB of audio in a process that may have 3 GiB."""
     config = tiny(tmp_path, max_samples_per_slot=2_000_000_000, max_crop=2_000_000_000)
@@ -204,8 +204,6 @@ def test_a_real_search(
     assert "submit.py in place of CONFIG" in printed
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     pytest.importorskip("w2v2dist.jobs.roofline")
     command = [sys.executable, "launch/submit.py", "--autotune", str(tiny(tmp_path))]

@@ -129,7 +129,8 @@ class _Search:
         return read_config(self.tuning.config_path, [*self.tuning.overrides, *more])
 
     def _predict(self, candidates: list[Candidate]) -> dict[Candidate, Predicted]:
-        from w2v2dist.jobs.roofline import predict, this_device
+        from w2v2dist.jobs.devices import this_device
+        from w2v2dist.jobs.roofline import predict
 
         out = {}
         try:

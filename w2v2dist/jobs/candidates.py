@@ -4,7 +4,7 @@ of a configuration and of the roofline's predictions."""
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from w2v2dist.config import flatten, to_dict
@@ -103,7 +103,12 @@ def prune(
     left = {c: p for c, p in predicted.items() if c not in pruned}
     slower, now = _slower(left, memory_bytes), present(config)
     for candidate in left:
-        if candidate != now and slower[candidate] > SLACK:
+        plain = replace(candidate, activation_checkpointing=False)
+        if candidate == now:
+            continue
+        if candidate != plain and _surely_fits(left.get(plain), memory_bytes):
+            pruned[candidate] = "computes layers twice, and fits without"
+        elif slower[candidate] > SLACK:
             pruned[candidate] = f"predicted {slower[candidate] - 1:.0%} slower than the best"
 
     def promise(candidate: Candidate) -> tuple[float, ...]:
@@ -114,6 +119,10 @@ def prune(
     for candidate in ranked[most:]:
         pruned[candidate] = "others promise more"
     return ranked[:most], pruned
+
+
+def _surely_fits(p: Predicted | None, memory_bytes: float) -> bool:
+    return p is not None and 0 < SURELY * p.memory_bytes <= memory_bytes
 
 
 def _slower(

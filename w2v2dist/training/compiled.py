@@ -4,7 +4,9 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ def compile_blocks(model: nn.Module, world: World) -> list[str]:
     the fused kernels, by other numbers of the same distribution).
     """
     on_cpu = world.device.type == "cpu"
-    options: dict[str, str | int | bool] = {"fallback_random": True} if on_cpu else {}
+    options: dict[str, Any] = {"fallback_random": True} if on_cpu else {}
     problems = world.gather(_missing(world.device) or _failure(world.device))
     for rank, problem in enumerate(problems):
         if problem:
@@ -45,8 +47,25 @@ def compile_blocks(model: nn.Module, world: World) -> list[str]:
     dynamo.suppress_errors = True  # what cannot be compiled runs as it is written
     for block in model.modules():
         if isinstance(block, BLOCKS):
-            block.compile(dynamic=True, options=options)
+            # Not nn.Module.compile, which takes in the hooks: theirs is to see every call
+            forward = torch.compile(block.forward, dynamic=True, options=options)
+            setattr(block, "forward", forward)  # noqa: B010  # mypy: a method is not assigned to
     return []
+
+
+def units(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
+    """The modules that run as a whole, each with the parameters that get gradients then: blocks,
+    and outside of these every module with parameters of its own. A hook of theirs is called; one of
+    a module inside a block would be compiled with it."""
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        is_block = isinstance(module, BLOCKS)
+        if is_block:
+            inside.update(module.modules())
+        if parameters := [*module.parameters(recurse=is_block)]:
+            yield module, parameters
 
 
 def _missing(device: torch.device) -> str:
