@@ -4,6 +4,7 @@ memory. The roofline says what is worth measuring; steps of the real engine deci
 import json
 import math
 import os
+import re
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from w2v2dist.jobs.candidates import (
     prune,
 )
 from w2v2dist.jobs.local import EXIT_TIMEOUT, run_local
-from w2v2dist.jobs.measure import EXIT_OUT_OF_MEMORY, shape
+from w2v2dist.jobs.measure import EXIT_OUT_OF_MEMORY, available_memory, shape
 from w2v2dist.runtime.distributed import VirtualRanks, own_device
 from w2v2dist.runtime.logging import console
 from w2v2dist.tasks.train import read_config
@@ -113,7 +114,7 @@ class _Search:
         self.results = {c: Result(p) for c, p in predicted.items()}
         self.now = present(self.config)
         self.deadline = time.monotonic() + 60 * tuning.minutes
-        self.longest = 0.0  # seconds of a measurement
+        self.longest = {False: 0.0, True: 0.0}  # seconds of a measurement, compiled or not
 
     def _check_processes(self) -> None:
         most = torch.cuda.device_count() if self.on_gpu else os.cpu_count() or 1
@@ -166,15 +167,17 @@ class _Search:
         """Successive halving: all, then the better half with twice as many steps, until one is
         left or the time is over. Returns False where it was interrupted."""
         shown = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        alive, steps = self.kept, FIRST_STEPS
+        # Compiling takes minutes: what needs none comes first
+        alive, steps = sorted(self.kept, key=lambda c: (c != self.now, c.compile)), FIRST_STEPS
         with Progress(*shown, console=console, transient=True) as bar:
             line = bar.add_task("")
             while alive:
                 for i, candidate in enumerate(alive, 1):
-                    if time.monotonic() + self.longest > self.deadline:
-                        self._out_of_time(alive[i - 1 :])
-                        return True
-                    what = f"{i}/{len(alive)}, {steps} steps: {self.name(candidate)}"
+                    if time.monotonic() + self.longest[candidate.compile] > self.deadline:
+                        if not self.results[candidate].step_seconds:
+                            self.results[candidate].problem = "no time was left"
+                        continue
+                    what = f"{i}/{len(alive)}, {steps} steps: {candidate.named(self.now)}"
                     bar.update(line, description=what)
                     if not self._measure(candidate, steps):
                         return False
@@ -185,16 +188,11 @@ class _Search:
                 alive, steps = fit[: max(2, len(fit) // 2)], 2 * steps
         return True
 
-    def _out_of_time(self, left: list[Candidate]) -> None:
-        for candidate in left:
-            if not self.results[candidate].step_seconds:
-                self.results[candidate].problem = "no time was left"
-
     def _measure(self, candidate: Candidate, steps: int) -> bool:
         """Run it in processes of its own; whatever becomes of them is a result. Returns False where
         a signal ended them."""
         begin, result = time.monotonic(), self.results[candidate]
-        folder = self.logs / (self.name(candidate).replace(" ", ",").replace("=", "-"))
+        folder = self.logs / "-".join(re.findall(r"\w+", candidate.named(self.now)))
         output = folder / "measured.json"
         for old in (output, output.with_suffix(".oom")):
             old.unlink(missing_ok=True)
@@ -205,9 +203,10 @@ class _Search:
             arguments += ["--memory", str(int(self.memory_bytes))]
         code = run_local(
             arguments, folder, self.num_processes, module="w2v2dist.jobs.measure", quiet=True,
-            timeout_s=max(1.0, self.deadline - begin),
+            timeout_s=max(1.0, (self.deadline - begin) / (1 if candidate == self.now else 2)),
         )  # fmt: skip
-        self.longest = max(self.longest, time.monotonic() - begin)
+        took = time.monotonic() - begin
+        self.longest[candidate.compile] = max(self.longest[candidate.compile], took)
         if output.exists():
             measured = json.loads(output.read_text(encoding="utf-8"))
             result.step_seconds += measured["step_seconds"]
@@ -219,14 +218,11 @@ class _Search:
         elif output.with_suffix(".oom").exists() or code in (EXIT_OUT_OF_MEMORY, KILLED):
             result.problem = "out of memory"
         elif code == EXIT_TIMEOUT:
-            result.problem = result.problem or "no time was left"
+            if not result.step_seconds:
+                result.problem = f"not ready in {took:.0f} s: give more --autotune-minutes"
         else:
             result.problem = f"failed: {last_line(folder)} (logs in {folder})"
         return True
-
-    def name(self, candidate: Candidate) -> str:
-        """A candidate in words."""
-        return " ".join(words(candidate.overrides(self.config))) or "as it is"
 
     def audio(self, candidate: Candidate) -> float:
         """Seconds of audio in a step."""
@@ -256,7 +252,7 @@ class _Search:
             r = self.results[c]
             done, unknown = bool(r.step_seconds), math.isnan(r.predicted.step_seconds)
             table.add_row(
-                self.name(c).replace(" ", "\n"),
+                c.named(self.now),
                 "" if unknown else f"{r.predicted.step_seconds:.3g}",
                 f"{r.seconds:.3g}" if done else "",
                 f"{1 / self.cost(c):.1f}" if done else "",
@@ -274,7 +270,7 @@ class _Search:
             console.print(text, markup=False)
             return EXIT_INTERRUPTED if interrupted else 1
         best = min(fit, key=self.cost)
-        gain = self.cost(self.now) / self.cost(best) if self.now in fit else math.inf
+        gain = self._gain(best) if self.now in fit else math.inf
         end = "interrupted; so far " if interrupted else ""
         if best == self.now or gain < NOISE:
             console.print(f"{end}nothing beats the present settings by more than {NOISE - 1:.0%}")
@@ -290,11 +286,19 @@ class _Search:
         console.print(f"{path} has them: give it to submit.py in place of CONFIG", markup=False)
         return 0
 
+    def _gain(self, best: Candidate) -> float:
+        """How many times as fast as the present settings: by the median and by the fastest step,
+        whichever is less, because a pause of the machine is no merit of the other."""
+        now, other = self.results[self.now], self.results[best]
+        fastest = min(now.step_seconds) / min(other.step_seconds)
+        gain = min(now.seconds / other.seconds, fastest)
+        return gain * self.audio(best) / self.audio(self.now)
+
     def _nothing(self) -> str:
         problems = {self.results[c].problem for c in self.kept}
         if problems == {"out of memory"}:
             return f"nothing fits: {REMEDY}"
-        if "no time was left" in problems:
+        if all("time" in p or "not ready" in p for p in problems):
             return "no time was left for one measurement: give more --autotune-minutes"
         return "nothing could be measured: the table says why"
 
@@ -319,19 +323,6 @@ class _Search:
 def words(overrides: dict[str, Any]) -> tuple[str, ...]:
     """`key=value`, as they are pasted into a command."""
     return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-
-
-def available_memory(on_gpu: bool, num_processes: int) -> float:
-    """Bytes that a process may have: its GPU's, or its share of what is free on this machine."""
-    if on_gpu:
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    known = {line.split(":")[0]: 1024.0 * int(line.split()[1]) for line in lines}
-    free = known["MemAvailable"]
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
-        free = min(free, float(text) - float(used.read_text(encoding="utf-8")))
-    return free / num_processes
 
 
 def last_line(folder: Path) -> str:

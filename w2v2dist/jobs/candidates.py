@@ -37,6 +37,18 @@ class Candidate:
         }
         return {key: value for key, value in wanted.items() if value != now[key]}
 
+    def named(self, now: "Candidate") -> str:
+        """What differs from the present settings, in words."""
+        on = {True: "on", False: "off"}
+        said = {
+            "split": f"micro-batches / {self.split}",
+            "activation_checkpointing": f"checkpointing {on[self.activation_checkpointing]}",
+            "compile": f"compile {on[self.compile]}",
+            "zero_stage": f"ZeRO {self.zero_stage}",
+        }
+        changed = (text for key, text in said.items() if getattr(self, key) != getattr(now, key))
+        return ", ".join(changed) or "as it is"
+
 
 @dataclass(frozen=True, slots=True)
 class Predicted:

@@ -51,6 +51,8 @@ def run_local(
             place |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             log = None if rank == 0 and not quiet else log_dir / f"rank_{rank}.log"
             ranks.append(_start([module, *arguments], place, log_dir, log))
+            if received:  # while it was started
+                ranks[-1].terminate()
         return _wait(ranks, None if quiet else log_dir, timeout_s)
     finally:
         for process in ranks:

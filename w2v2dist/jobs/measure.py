@@ -121,6 +121,19 @@ def peak_memory(device: torch.device) -> float:
     return 1024.0 * int(found[1]) if found else 0.0
 
 
+def available_memory(on_gpu: bool, num_processes: int) -> float:
+    """Bytes that a process may have: its GPU's, or its share of what is free on this machine."""
+    if on_gpu:
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    known = {line.split(":")[0]: 1024.0 * int(line.split()[1]) for line in lines}
+    free = known["MemAvailable"]
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
+        free = min(free, float(text) - float(used.read_text(encoding="utf-8")))
+    return free / num_processes
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
