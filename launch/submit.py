@@ -21,6 +21,12 @@ EPILOG = """examples:
   python launch/submit.py --nodes 4-8 --cluster launch/clusters/generic.yaml configs/base_ls960.yaml
   # here, on all GPUs (on the CPU: 2 processes)
   python launch/submit.py --local configs/tiny_pretrain.yaml data.train=DIR data.valid=DIR
+  # which settings are fastest on this machine's GPUs: some minutes of measuring
+  python launch/submit.py --autotune configs/large_lv60k.yaml
+
+--autotune tries, on random audio and within memory: smaller micro-batches and more of them (the
+same audio a step; for a new run only), model.activation_checkpointing, engine.compile and
+engine.zero_stage. It prints overrides to paste and writes RUN/autotune.yaml to use as CONFIG.
 
 A job that is preempted, reaches its time limit or loses a node is requeued and resumes by itself;
 one that loses a process goes on in its allocation (docs/resume.md).
@@ -62,9 +68,17 @@ def make_parser() -> argparse.ArgumentParser:
     add("--time", metavar="HH:MM:SS|MINUTES", help="limit of one allocation (default: 24:00:00)")
     add("--cluster", metavar="FILE", help="profile of a cluster: see launch/clusters/generic.yaml")
     add("--follow", action="store_true", help="print rank 0's log until the job is over")
-    add("--processes", type=int, metavar="N", help="of --local (default: one per GPU; CPU: 2)")
+    add(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="here (default: one per GPU; CPU: 2, --autotune 1)",
+    )
+    add("--autotune-minutes", type=float, default=10.0, metavar="M", help="limit (default: 10)")
+    add("--output", type=Path, metavar="FILE", help="of --autotune (default: RUN/autotune.yaml)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine, submit nothing")
+    where.add_argument("--autotune", action="store_true", help="find the fastest settings here")
     where.add_argument(
         "--dry-run", action="store_true", help="print the plan and the sbatch script"
     )
@@ -78,6 +92,8 @@ def _run(args: argparse.Namespace) -> int:
 
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()
+    if args.autotune:
+        return _autotune(args)
     if args.local:
         return _run_local(args, config, run_dir)
     low, high = parse_nodes(args.nodes)
@@ -185,6 +201,20 @@ def _run_local(args: argparse.Namespace, config: Any, run_dir: Path) -> int:
         raise ValueError(f"--processes is {num_processes} but must be at least 1")
     VirtualRanks(config.data.virtual_world_size).check(num_processes)
     return run_local([str(snapshot(config, run_dir))], run_dir / "logs", num_processes)
+
+
+def _autotune(args: argparse.Namespace) -> int:
+    from w2v2dist.jobs.autotune import Tuning, autotune
+
+    return autotune(
+        Tuning(
+            config_path=args.config,
+            overrides=tuple(args.overrides),
+            num_processes=args.processes,
+            minutes=args.autotune_minutes,
+            output=args.output,
+        )
+    )
 
 
 def follow(job_id: str, log: Path, poll_s: float = 2.0) -> int:

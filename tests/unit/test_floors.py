@@ -23,6 +23,7 @@ launch shards
 """
 # The same for the files of one room; those of one line do not import each other
 TRAINING = """
+compiled
 schedules lock attempts exchange fragments
 engine
 run_folder

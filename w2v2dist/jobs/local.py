@@ -1,6 +1,7 @@
-"""A training job on this machine: one process per rank, the same TrainJob as on a cluster."""
+"""A job on this machine: one process per rank; a training is the same TrainJob as on a cluster."""
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -14,13 +15,25 @@ from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
 PR_SET_PDEATHSIG = 1
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+TRAIN = "w2v2dist.jobs.cluster"
+EXIT_TIMEOUT = 124  # as of timeout(1)
 
 
-def run_local(arguments: list[str], log_dir: Path, num_processes: int) -> int:
-    """Train `arguments` (CONFIG [key=value ...]) here, one process per rank. Rank 0 writes to this
-    console, rank R to log_dir/rank_R.log. Ctrl-C, TERM and the death of this process make all ranks
-    save; a second signal ends them. Returns the exit status: 0, EXIT_PREEMPTED where a signal ended
-    a run that saved, else that of the first rank to fail."""
+def run_local(
+    arguments: list[str],
+    log_dir: Path,
+    num_processes: int,
+    *,
+    module: str = TRAIN,
+    quiet: bool = False,
+    timeout_s: float = math.inf,
+) -> int:
+    """Run `python -m module` with `arguments` (a training's: CONFIG [key=value ...]) here, one
+    process per rank. Rank R writes to log_dir/rank_R.log, rank 0 to this console unless `quiet`.
+    Ctrl-C, TERM and the death of this process make all ranks of a training save; a second signal
+    ends them. Returns the exit status: 0, EXIT_PREEMPTED where a signal ended a run that saved,
+    EXIT_TIMEOUT for ranks that were killed after `timeout_s`, else that of the first rank to fail.
+    """
     log_dir.mkdir(parents=True, exist_ok=True)
     ranks: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
@@ -31,11 +44,16 @@ def run_local(arguments: list[str], log_dir: Path, num_processes: int) -> int:
             process.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
 
     previous = {number: signal.signal(number, forward) for number in CAUGHT}
-    port = str(free_port())
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place["WORLD_SIZE"] = str(num_processes)
     try:
         for rank in range(num_processes):
-            ranks.append(_start(rank, num_processes, port, arguments, log_dir))
-        return _wait(ranks, log_dir)
+            place |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            log = None if rank == 0 and not quiet else log_dir / f"rank_{rank}.log"
+            ranks.append(_start([module, *arguments], place, log_dir, log))
+            if received:  # while it was started
+                ranks[-1].terminate()
+        return _wait(ranks, None if quiet else log_dir, timeout_s)
     finally:
         for process in ranks:
             process.kill()
@@ -44,18 +62,17 @@ def run_local(arguments: list[str], log_dir: Path, num_processes: int) -> int:
 
 
 def _start(
-    rank: int, num_processes: int, port: str, arguments: list[str], log_dir: Path
+    command: list[str], place: dict[str, str], log_dir: Path, log: Path | None
 ) -> subprocess.Popen[bytes]:
-    place = {"JOB_ID": f"local{os.getpid()}", "NTASKS": num_processes}
-    place |= {"GLOBALID": rank, "LOCALID": rank}
-    environment = {f"SUBMITIT_LOCAL_{name}": str(value) for name, value in place.items()}
+    submitit = {"JOB_ID": f"local{os.getpid()}", "NTASKS": place["WORLD_SIZE"]}
+    submitit |= {"GLOBALID": place["RANK"], "LOCALID": place["LOCAL_RANK"]}
+    environment = {f"SUBMITIT_LOCAL_{name}": value for name, value in submitit.items()}
     environment |= {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_FOLDER": str(log_dir)}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with Path(log_dir / f"rank_{rank}.log" if rank else os.devnull).open("ab") as log:
-        output = log if rank else None  # rank 0 writes where this process does
+    with Path(log or os.devnull).open("ab") as file:
+        output = file if log else None  # None: rank 0 writes where this process does
         return subprocess.Popen(
-            [sys.executable, "-u", "-m", "w2v2dist.jobs.cluster", *arguments],
-            env=os.environ | environment,
+            [sys.executable, "-u", "-m", *command],
+            env=os.environ | environment | place,
             stdout=output,
             stderr=output,
             # the terminal's Ctrl-C reaches this process alone, which forwards it
@@ -64,10 +81,16 @@ def _start(
         )
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], log_dir: Path, grace_s: float = 10.0) -> int:
-    """Wait for all ranks; one that fails takes the others with it after `grace_s`."""
+def _wait(
+    ranks: list[subprocess.Popen[bytes]],
+    log_dir: Path | None,
+    timeout_s: float,
+    grace_s: float = 10.0,
+) -> int:
+    """Wait for all ranks; one that fails takes the others with it after `grace_s`, and the end of
+    its log in `log_dir` is shown."""
     failed: list[tuple[int, int]] = []  # ranks and exit statuses, the first failure first
-    deadline, running = float("inf"), True
+    last, deadline, running = time.monotonic() + timeout_s, math.inf, True
     while running:
         time.sleep(0.1)
         running = any([process.poll() is None for process in ranks])
@@ -75,13 +98,15 @@ def _wait(ranks: list[subprocess.Popen[bytes]], log_dir: Path, grace_s: float = 
         failed += [(r, code) for r, code in codes if code not in (None, 0, EXIT_PREEMPTED)]
         if failed:
             deadline = min(deadline, time.monotonic() + grace_s)
-        if time.monotonic() > deadline:
+        if time.monotonic() > min(deadline, last):
             for process in ranks:
                 process.kill()  # those that have ended do not mind
+            if running and not failed:
+                return EXIT_TIMEOUT
     if not failed:
         return max(process.returncode for process in ranks)
     rank, code = failed[0]
-    if rank > 0:
+    if rank > 0 and log_dir:
         log = (log_dir / f"rank_{rank}.log").read_text(encoding="utf-8", errors="replace")
         print(f"rank {rank} failed; the end of its log in {log_dir}:", file=sys.stderr)
         print(*log.splitlines()[-20:], sep="\n", file=sys.stderr)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from w2v2dist.config import may_change
 from w2v2dist.runtime.distributed import World, limit_groups
+from w2v2dist.training.compiled import compile_blocks
 from w2v2dist.training.exchange import Exchange
 from w2v2dist.training.fragments import Fragment, fragments
 
@@ -43,10 +44,16 @@ class EngineConfig:
 
     zero_stage: int = may_change(1)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    compile: bool = may_change(False)  # torch.compile of the layers
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage is {self.zero_stage} but must be 0, 1, 2 or 3")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile is true but zero_stage is 3, whose hooks fetch the weights inside the "
+                "layers and cannot be compiled: use zero_stage 0 to 2, or compile=false"
+            )
 
 
 class Adam(torch.optim.AdamW):
@@ -109,6 +116,7 @@ class Engine:
         for fragment in self.fragments() if narrow else ():  # DeepSpeed's have 16 bits' precision
             fragment.values.copy_(fragment.of(weights[fragment.name]))
         self._exchange = self._make_exchange() if world.size > 1 else None
+        self.notes = compile_blocks(self.module, world) if config.compile else []  # for the log
         if config.precision == "fp16":  # alarms.py says it in better words
             engine.optimizer.loss_scaler.raise_error_at_min_scale = False
 

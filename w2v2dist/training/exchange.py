@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from w2v2dist.training.compiled import units
+
 PIECE = 20_000_000  # elements that are sent together
 
 
@@ -44,8 +46,8 @@ class Exchange:
             offset += parameter.numel()
             hook: Any = parameter.register_post_accumulate_grad_hook
             hook(self._computed)
-        for part in module.modules():
-            own = [id(p) for p in part.parameters(recurse=False) if id(p) in self._piece]
+        for part, held in units(module):
+            own = [id(p) for p in held if id(p) in self._piece]
             if own:
                 part.register_forward_pre_hook(lambda _part, _args, own=own: self._run(own))
         self._begin()

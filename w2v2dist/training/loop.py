@@ -109,6 +109,8 @@ def _train(t: _Training) -> Outcome | Rollback:
     t.run.logger.begin(done, flatten(to_dict(t.run.config)), owed=owed)
     for note in () if done else (*t.task.notes, *t.source.notes):
         t.run.logger.event("note", step=done, text=note)
+    for note in [note for engine in t.engines.values() for note in engine.notes]:
+        t.run.logger.event("note", step=done, text=note)
     t.alarms.resumed(done)
     t.metrics.start(done)
     if owed and (outcome := _validate_and_save(t, done)) is not None:
