@@ -35,7 +35,7 @@ def tiny(folder: Path, task: str = "pretrain", **data: Any) -> Path:
     config = read_config(BASE if task == "pretrain" else FINETUNE, [])
     model = dataclasses.replace(config.model, **MODEL)
     values = {"virtual_world_size": 2, "max_samples_per_slot": 32_000, "max_crop": 16_000}
-    values |= {"min_samples": 8_000, **data}
+    values |= {"min_samples": 8_000, "crop_multiple": 1, **data}
     config = dataclasses.replace(
         config,
         run_dir=str(folder / "run"),

@@ -31,7 +31,7 @@ SILENT = set(
     loop.log_every loop.validate_every loop.save_every loop.keep_last loop.keep_every
     loop.async_save loop.log_samples
     loop.num_threads loop.timeout_s loop.stall_timeout_s
-    engine.zero_stage best_metric
+    engine.zero_stage engine.compile best_metric
     data.units data.text.form data.text.case data.text.punctuation data.text.keep
     alarms.on_alarm alarms.grace_steps alarms.chance_margin alarms.min_code_usage
     alarms.max_accuracy alarms.early_steps alarms.rollback_steps alarms.max_rollbacks
