@@ -77,7 +77,8 @@ class Ours(nn.Module):
         count = int(mask[0].sum())
         drawn = distractor_positions(self.rng, count, rows, config.num_distractors)
         inputs = (torch.from_numpy(a).to(wave.device, non_blocking=True) for a in (mask, drawn))
-        out = self.model(wave, *inputs, temperature=2.0, drop_layers=self.drop)
+        settings = {"drop_layers": self.drop, "all_features": False}  # as training does
+        out = self.model(wave, *inputs, temperature=2.0, **settings)
         return out.loss / out.num_masked  # type: ignore[no-any-return]
 
 
