@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
+from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, ctc_loss
 from w2v2dist.model import attention as attention_module
 from w2v2dist.model.attention import dropped_attention
 from w2v2dist.model.dropout import Dropout, kept, noise
-from w2v2dist.model.feature_encoder import ChannelGroupNorm, WaveformConv
+from w2v2dist.model.feature_encoder import ChannelGroupNorm, FeatureEncoder, WaveformConv
 from w2v2dist.model.fourier_convolution import fourier_convolution
 from w2v2dist.model.strided_conv import StridedConv
+from w2v2dist.model.wav2vec2 import Wav2Vec2Model
 
 TINY = Wav2Vec2Config(
     conv_channels=16,
@@ -165,6 +167,72 @@ def test_dropout_in_16_bits_is_not_biased() -> None:
     torch.manual_seed(0)
     y = Dropout(0.1)(torch.ones(10, dtype=torch.bfloat16))
     assert set(y.tolist()) <= {0.0, float(torch.tensor(1 / kept(0.1)).bfloat16())}
+
+
+def slot(config: Wav2Vec2Config, num_masked: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Waveforms (2, 8,000), masks and distractors of so many frames in each row."""
+    mask = torch.zeros(2, config.num_frames(8_000), dtype=torch.bool)
+    mask[:, :num_masked] = True
+    most = max(1, num_masked)
+    return torch.randn(2, 8_000), mask, torch.randint(0, most, (2, num_masked, 5))
+
+
+@pytest.mark.parametrize("all_features", [False, True])
+def test_no_frame_is_masked(all_features: bool) -> None:
+    config = dataclasses.replace(TINY, dropout=0.1, attention_dropout=0.1, feature_dropout=0.1)
+    model = Wav2Vec2ForPretraining(config)
+    out = model(*slot(config, 0), all_features=all_features)
+    out.loss.backward()
+    assert float(out.loss.detach()) == 0
+
+
+def test_one_channel_is_no_waveform() -> None:
+    """Its GELU is not left out."""
+    encoder = FeatureEncoder(dataclasses.replace(TINY, conv_channels=1, extractor_norm="layer"))
+    waveforms = torch.randn(2, 4_000)
+    x = waveforms.unsqueeze(1)
+    for layer in encoder.layers:
+        x = F.conv1d(x, layer[0].weight, layer[0].bias, stride=layer[0].stride)
+        x = F.gelu(F.layer_norm(x.mT, (1,), layer[1].weight, layer[1].bias).mT)
+    torch.testing.assert_close(encoder(waveforms), x)
+
+
+def test_a_padded_row_of_less_than_a_frame_has_finite_gradients() -> None:
+    torch.manual_seed(0)
+    model = Wav2Vec2ForCTC(dataclasses.replace(TINY, attention_dropout=0.1), 30).train()
+    out = model(torch.randn(2, 8_000), torch.tensor([8_000, 300]))
+    ctc_loss(out.logits, out.num_frames, torch.tensor([3, 4]), torch.tensor([2, 0])).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+class Features(nn.Module):
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        return self.encoder(waveforms).features  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("extractor_norm", ["group", "layer"])
+def test_other_ways_to_run_a_model(extractor_norm: Any) -> None:
+    """In fp64, under autocast, exported and traced."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(TINY, extractor_norm=extractor_norm, attention_dropout=0.1)
+    encoder, waveforms = Wav2Vec2Model(config).eval(), torch.randn(2, 8_000)
+    expected = encoder(waveforms).features
+    exported = torch.export.export(encoder, (waveforms,)).module()(waveforms)
+    torch.testing.assert_close(exported[0], expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        traced = torch.jit.trace(Features(encoder), (waveforms,))
+    torch.testing.assert_close(traced(waveforms), expected, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = encoder(waveforms).features
+        Wav2Vec2ForPretraining(config)(*slot(config, 10)).loss.backward()
+    assert torch.cosine_similarity(near.float().flatten(), expected.flatten(), dim=0) > 0.99
+    exact = encoder.double()(waveforms.double()).features
+    torch.testing.assert_close(exact.float(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

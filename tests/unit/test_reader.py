@@ -109,6 +109,14 @@ def test_a_timed_call_hands_on_what_the_function_does() -> None:
             wait(threads.call(fail, number), 5)
 
 
+def test_threads_are_begun_anew_in_a_fork() -> None:
+    threads = DaemonThreads(1)
+    assert wait(threads.call(os.getpid), 30) == os.getpid()
+    if (child := os.fork()) == 0:
+        os._exit(0 if wait(threads.call(lambda: 7), 30) == 7 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_what_is_expected_is_read_ahead_several_at_a_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,7 +150,11 @@ class DaemonThreads:
     would for an executor's: a read of a dead network mount cannot be interrupted."""
 
     def __init__(self, number: int) -> None:
-        self.number, self._started = number, 0
+        self.number = number
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started, self._process = 0, os.getpid()
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def call(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -163,6 +167,8 @@ class DaemonThreads:
             except BaseException as error:  # raised again by who waits for it
                 future.set_exception(error)
 
+        if self._process != os.getpid():  # forked: the threads stayed behind
+            self._begin()
         if self._started < self.number:
             self._started += 1
             threading.Thread(target=_run_all, args=(self._calls,), daemon=True).start()

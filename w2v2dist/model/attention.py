@@ -24,7 +24,7 @@ def dropped_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, 
 
 
 def _pieces(q: Tensor, k: Tensor) -> list[slice]:
-    size = max(2, CACHED // (q.shape[1] * k.shape[1]))
+    size = max(2, CACHED // max(1, q.shape[1] * k.shape[1]))
     return [slice(i, i + size) for i in range(0, len(q), size)]
 
 
@@ -38,7 +38,7 @@ class _DroppedAttention(torch.autograd.Function):
         for n in _pieces(q, k):
             scores, part = torch.bmm(q[n], k[n].mT), signed[n]
             if key_mask is not None:
-                scores.masked_fill_(~key_mask[n], float("-inf"))
+                scores.masked_fill_(~key_mask[n], torch.finfo(scores.dtype).min)
             torch.softmax(scores, -1, out=part)
             torch.copysign(part, noise(part.shape, p), out=part)
             torch.bmm(torch.clamp_min(part, 0, out=scores), v[n], out=out[n])

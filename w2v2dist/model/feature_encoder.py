@@ -60,8 +60,8 @@ class ChannelLayerNorm(nn.LayerNorm):
     input's type: on a GPU always, on a CPU where the weights are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        on_cpu = x.device.type == "cpu"
-        weight, bias = (p.float() if on_cpu else p for p in (self.weight, self.bias))
+        narrow = x.device.type == "cpu" and x.element_size() < 4
+        weight, bias = (p.float() if narrow else p for p in (self.weight, self.bias))
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
@@ -78,6 +78,8 @@ class FeatureEncoder(nn.Module):
             folded = i == 0 and config.extractor_norm == "group"
             kind = WaveformConv if folded else StridedConv
             conv = kind(channels if i else 1, channels, kernel, stride, bias=config.conv_bias)
+            if isinstance(conv, StridedConv):
+                conv.activated = i > 0
             nn.init.kaiming_normal_(conv.weight)
             parts: list[nn.Module] = [conv]
             if folded:

@@ -10,14 +10,27 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+def written_out(device: str) -> bool:
+    """Whether only operators of torch's own can stand here: under autocast and in an export."""
+    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return exporting or torch.is_autocast_enabled(device)
+
+
 class StridedConv(nn.Conv1d):
     """nn.Conv1d over frames, (B, T, C) -> (B, T', O). The GELU that precedes it, where its input is
     no waveform, belongs to it: on a GPU what GELU gives is not kept, but computed again in the
     backward pass."""
 
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, bias: bool
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, bias=bias)
+        self.activated = self.in_channels > 1  # else it is the first, unless it is told otherwise
+
     def forward(self, x: Tensor) -> Tensor:
-        activated = self.in_channels > 1
-        given = (x.contiguous(), self.weight, self.bias, self.stride[0], activated)
+        if written_out(x.device.type):
+            return super().forward((F.gelu(x) if self.activated else x).mT).mT
+        given = (x.contiguous(), self.weight, self.bias, self.stride[0], self.activated)
         return _StridedConv.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
 
 

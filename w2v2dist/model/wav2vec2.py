@@ -160,7 +160,8 @@ class Wav2Vec2ForPretraining(nn.Module):
         positions among the row's masked frames; num_samples (B,) where rows are padded;
         gumbel_noise (B, M, G, V). Without a mask only features are computed. Without
         `all_features` the last layer computes those of masked frames alone: the same losses in less
-        time. Raises ValueError where shapes or counts do not fit."""
+        time, but for dropout, which draws for these alone. Raises ValueError where shapes or counts
+        do not fit."""
         if (mask is None) != (distractors is None):
             raise ValueError("give mask and distractors together, or neither for features alone")
         temperature = self.temperature if temperature is None else temperature
