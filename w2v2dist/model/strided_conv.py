@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+CACHED = 2**20  # elements
+
 
 def written_out(device: str) -> bool:
     """Whether only operators of torch's own can stand here: under autocast and in an export."""
@@ -53,6 +55,12 @@ def _matrix(weight: Tensor, taps: slice) -> Tensor:
     return weight[:, :, taps].permute(0, 2, 1).flatten(1).t()
 
 
+def _pieces(y: Tensor) -> list[slice]:
+    """Frames that are worked on at a time: on a CPU what was just written stays in its cache."""
+    size = CACHED // y.shape[2] if y.device.type == "cpu" else y.shape[1]
+    return [slice(t, t + size) for t in range(0, y.shape[1], max(1, size))]
+
+
 def _add_product(out: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
     """out (B, M, N) = beta * out + a (B, M, K) @ b (K, N)."""
     if out.device.type != "cpu":
@@ -77,11 +85,12 @@ class _StridedConv(torch.autograd.Function):
         if bias is not None:
             y.copy_(bias)
         # In 16 bits the sum over parts would be rounded twice: all taps at once, on a copy
-        parts = [slice(0, kernel)] if y.element_size() < 4 else _taps(kernel, stride)
-        for taps in parts:
-            beta = 1.0 if taps.start or bias is not None else 0.0
-            windows = _windows(active, taps, num_frames, stride)
-            _add_product(y, windows, _matrix(weight, taps), beta)
+        parts = [slice(0, kernel)] if y.element_size() < 4 else [*_taps(kernel, stride)]
+        products = [(_windows(active, p, num_frames, stride), _matrix(weight, p)) for p in parts]
+        for piece in _pieces(y):
+            for i, (windows, matrix) in enumerate(products):
+                beta = 1.0 if i or bias is not None else 0.0
+                _add_product(y[:, piece], windows[:, piece], matrix, beta)
         return y
 
     @staticmethod
