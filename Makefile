@@ -54,7 +54,7 @@ chaos: $(STAMP)  ## random attacks on one run on a real Slurm, and a report (ATT
 	$(RUN)/python -m tests.slurm.chaos --attacks $(or $(ATTACKS),30) --seed $(or $(SEED),1) --output $(or $(OUTPUT),chaos)
 
 gpu: $(STAMP)  ## the kit for a machine with one GPU: tests, steps, trainings, a page (STAGES="tests step_base" OUTPUT=gpu AGAIN=1 TINY=1)
-	$(RUN)/python benchmarks/gpu.py $(STAGES) --output $(or $(OUTPUT),gpu) $(if $(AGAIN),--again) $(if $(TINY),--tiny)
+	$(RUN)/python benchmarks/gpu.py $(STAGES) --output "$(or $(OUTPUT),gpu)" $(if $(AGAIN),--again) $(if $(TINY),--tiny)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(RUN)/ruff check .

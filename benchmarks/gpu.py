@@ -7,8 +7,9 @@
 Every stage is a process of its own; what it finds is OUTPUT/STAGE.json, written when it ends, and
 what it says OUTPUT/STAGE.log. A stage that has succeeded is skipped unless --again is given; one
 that fails or outlasts its time is recorded with the end of its output, and the next one goes on.
---tiny rehearses all of it on a CPU with the same code at tiny sizes. Nothing is downloaded. The
-exit status is 1 where a stage failed.
+Where --again fails, the result stays, and the failure is OUTPUT/STAGE.failed.json.
+--tiny rehearses all of it on a CPU with the same code at tiny sizes; it replaces no real result,
+and is none. Nothing is downloaded. The exit status is 1 where a stage failed.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def has_result(path: Path) -> bool:
-    """Whether a stage has succeeded."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))["status"] == "done"
+def has_result(path: Path, tiny: bool) -> bool:
+    """Whether a stage has succeeded, in a rehearsal or for real."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return bool(record["status"] == "done" and record["tiny"] is tiny)
     return False
 
 
@@ -96,6 +98,8 @@ def command(args: argparse.Namespace, stage: str) -> str:
 def start_stage(args: argparse.Namespace, stage: str) -> str | None:
     """Run a stage in a process of its own; why it failed, or None."""
     log_path, started = args.output / f"{stage}.log", time.perf_counter()
+    path, failure = args.output / f"{stage}.json", args.output / f"{stage}.failed.json"
+    kept = has_result(path, args.tiny)
     own = [sys.executable, __file__, "--stage", stage, "--output", str(args.output)]
     own += ["--tiny"] * args.tiny + (["--input", str(args.input)] if args.input else [])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
@@ -114,6 +118,7 @@ def start_stage(args: argparse.Namespace, stage: str) -> str | None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if code == 0:
+        failure.unlink(missing_ok=True)
         return None
     lines = log_path.read_text(encoding="utf-8", errors="replace").strip()
     said = [line for line in lines.splitlines() if line.startswith("error: ")]
@@ -130,8 +135,8 @@ def start_stage(args: argparse.Namespace, stage: str) -> str | None:
         "reason": reason,
         "output_end": lines[-END:],
     }
-    write_json(args.output / f"{stage}.json", record)
-    return reason
+    write_json(failure if kept else path, record)
+    return f"{reason}; {path} keeps the result before, {failure} has this" if kept else reason
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,8 +148,12 @@ def main(arguments: list[str] | None = None) -> int:
     failed = []
     for stage in args.stages:
         path = args.output / f"{stage}.json"
-        if has_result(path) and not args.again:
+        if has_result(path, args.tiny) and not args.again:
             print(f"{stage}: has a result ({path}); --again repeats it", flush=True)
+            continue
+        if args.tiny and has_result(path, False):
+            print(f"{stage}: NOT RUN: {path} is no rehearsal's: give another --output", flush=True)
+            failed.append(stage)
             continue
         print(f"{stage}: …", flush=True)
         started = time.perf_counter()
@@ -154,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{stage}: {'done' if reason is None else f'FAILED: {reason}'} ({seconds:.0f} s)")
     print(f"the page: python benchmarks/gpu_page.py {args.output}")
     if failed:
-        print(f"failed: {' '.join(failed)}; the end of their output is in their JSON files")
+        print(f"failed: {' '.join(failed)}; what ran has the end of its output in its JSON file")
     return int(bool(failed))
 
 

@@ -25,17 +25,36 @@ Record = dict[str, Any]
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """The records of all stages that have one, in the order of STAGES."""
+    """The records of all stages that have one, in the order of STAGES. Raises ValueError where a
+    file is none."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder that make gpu wrote")
     out = {}
     for stage in STAGES:
         path = folder / f"{stage}.json"
+        remedy = f"run the stage again: python benchmarks/gpu.py {stage} --output {folder} --again"
         try:
             out[stage] = json.loads(path.read_text(encoding="utf-8"))
+            check(out[stage])
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error}): {remedy}") from None
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}): run the stage again") from None
+            raise ValueError(f"{path} is not JSON ({error}): {remedy}") from None
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{path} is no stage's record ({error!r}): {remedy}") from None
     return out
+
+
+def check(record: Record) -> None:
+    """Raises LookupError or TypeError where a record lacks what the page shows of all stages."""
+    own = ("notes", "result") if record["status"] == "done" else ("reason",)
+    for key in ("seconds", "tiny", "command", *own):
+        record[key]
+    where(record)
+    for key in ("date", "commit"):
+        record["machine"][key]
 
 
 def page(folder: Path) -> str:

@@ -171,10 +171,12 @@ def loader_stage(kit: Kit) -> Found:
 
 
 def roofline_stage(kit: Kit) -> Found:
-    """What the roofline predicts; the page shows it beside what was measured."""
+    """What the roofline predicts of one slot on one process, which is what the step stages measure;
+    the page shows it beside them."""
     if not (ROOT / "benchmarks" / "roofline.py").exists():
         raise RuntimeError("benchmarks/roofline.py is not in this checkout")
-    return {"output": python("benchmarks/roofline.py")}
+    return {"output": python("benchmarks/roofline.py", "--world-size", "1",
+                             "data.virtual_world_size=1")}  # fmt: skip
 
 
 def decode_stage(kit: Kit) -> Found:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import multiprocessing
 import os
 import resource
@@ -307,8 +308,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--step-seconds", type=float, help="of the layouts; default: the plan's")
     add("--json", type=Path, help="write all numbers here")
     args = parser.parse_args(arguments)
-    if args.repeat < 1 or args.workers < 1 or args.hours <= 0:
-        parser.error("--repeat and --workers must be at least 1 and --hours above 0")
+    if args.repeat < 1 or args.workers < 1:
+        parser.error("--repeat and --workers must be at least 1")
+    positive = (args.hours, args.bandwidth, args.step_seconds)
+    if not all(0 < value < math.inf for value in positive if value is not None):
+        parser.error("--hours, --bandwidth and --step-seconds must be above 0")
+    if not 0 <= args.latency < math.inf:
+        parser.error(f"--latency is {args.latency:g} but must be at least 0 seconds")
+    config = CONFIGS / f"{args.config}.yaml"
+    if not config.is_file() or read_config(config, []).task != "pretrain":
+        parser.error(f"--config {args.config} is no pre-training in {CONFIGS}: try base_ls960")
+    if args.json and args.json.is_dir():
+        parser.error(f"--json {args.json} is a folder: name a file in it")
     return args
 
 
@@ -341,9 +352,9 @@ def main() -> int:
             "crops": crop_costs(),
             "needs": needs(args.step_seconds),
         }
+    print(markdown(found), flush=True)
     if args.json:
         write_json(args.json, found)
-    print(markdown(found))
     mine = [r for rows in found["stores"].values() for r in rows if r["name"] == OURS]
     return int(any(r["error"] for r in mine))
 

@@ -6,7 +6,8 @@
 
 FILE.py has make_model(config: Wav2Vec2Config) -> callable(wave) -> loss: wave (B, S) is on the
 device; the callable draws its own masks and distractors and returns a 0-d loss. A module is moved,
-cast to `--precision` and put into training mode; anything else runs under autocast.
+cast to `--precision` and put into training mode; anything else runs under autocast, and where it
+has parameters(), their gradients are cleared before every step.
 
 Every engine is a process of its own, so that peak memory is its own. They live at the same time and
 take turns, one step each, so that what else the machine does meets all; the matrix rate is measured
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import select
 import statistics
@@ -136,6 +138,8 @@ def started(engine: str, args: argparse.Namespace, row: Measured) -> Iterator[Pr
             process.do("rate" if engine == MATRIX else "step")
         except RuntimeError as error:
             row.error = str(error)
+            if process is not None:  # else it may go on computing beside the others
+                process.close()
     try:
         yield process if row.error is None else None
     finally:
@@ -156,6 +160,7 @@ def turn(process: Process, row: Measured, number: int) -> None:
         row.peak, row.loss = max(row.peak, answer["peak"]), answer["loss"]
     except RuntimeError as error:
         row.error = str(error)
+        process.close()
 
 
 def details(process: Process, row: Measured, args: argparse.Namespace) -> None:
@@ -166,6 +171,8 @@ def details(process: Process, row: Measured, args: argparse.Namespace) -> None:
             row.more[what] = process.do(what)
         except RuntimeError as error:  # the times above stand
             row.more[what] = {"error": str(error)}
+            process.close()
+            return
 
 
 def measure(args: argparse.Namespace) -> tuple[list[Measured], bool]:
@@ -260,8 +267,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", choices=MODELS, default="base")
     add("--precision", choices=DTYPES, default="fp32")
     add("--engine", action="append", help="ours, huggingface or FILE.py; several times")
-    add("--rows", type=int, help="default: the paper's samples a GPU; of base on a CPU 2")
-    add("--samples", type=int, help="of a row")
+    add("--rows", type=int, help="default: the paper's samples a GPU; base on a CPU: 2")
+    add(
+        "--samples",
+        type=int,
+        help="of a row; default: as training cuts them; base on a CPU: 250000",
+    )
     add("--optimizer", action="store_true", help="add the update: fused Adam, fp32 weights")
     add("--activation-checkpointing", action="store_true")
     add("--parts", action="store_true", help="where the time goes, by part and by operator")
@@ -274,27 +285,39 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--timeout", type=float, default=900.0, help="seconds that one step may take")
     add("--json", type=Path, help="write all numbers here")
     args = parser.parse_args(arguments)
-    args.engine = args.engine or ["ours", "huggingface"]
+    args.engine = [_found(name) for name in args.engine or ["ours", "huggingface"]]
     _, rows, samples = MODELS[args.model]
-    on_cpu = args.model == "base" and not torch.cuda.is_available()
-    args.samples = args.samples or samples
-    args.rows = args.rows or (2 if on_cpu else rows)
+    if args.model == "base" and not torch.cuda.is_available():
+        rows, samples = 2, 250_000
+    args.samples = samples if args.samples is None else args.samples
+    args.rows = rows if args.rows is None else args.rows
     if args.repeat < 1 or args.rows < 1 or args.samples < 1:
         parser.error("--repeat, --rows and --samples must be at least 1")
+    if args.threads < 0 or not 0 < args.timeout < math.inf:
+        parser.error("--threads must be at least 0 and --timeout above 0")
     if (least := model_config(args.model).receptive_field) > args.samples:
         parser.error(f"--samples is {args.samples} but a frame needs {least}")
     if args.malloc not in ("tuned", "default") and not Path(args.malloc).is_file():
         parser.error(f"--malloc {args.malloc} is neither tuned, default nor a file: name a library")
+    args.malloc = _found(args.malloc)
+    if args.json and args.json.is_dir():
+        parser.error(f"--json {args.json} is a folder: name a file in it")
     return args
+
+
+def _found(name: str) -> str:
+    """A file by its whole path, because an engine's process works in another folder."""
+    known = name in ("ours", "huggingface", "tuned", "default") or not Path(name).is_file()
+    return name if known else str(Path(name).resolve())
 
 
 def main() -> int:
     """0; 1 where an engine failed."""
     args = parse_args()
     found = result(args, *measure(args))
+    print(markdown(found), flush=True)
     if args.json:
         write_json(args.json, found)
-    print(markdown(found))
     return int(any(e["error"] for e in found["engines"]))
 
 

@@ -27,10 +27,11 @@ from w2v2dist.model import (
 from w2v2dist.tasks.train import read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Configuration, rows and samples a row: the paper's micro-batch of a GPU (1.4M and 1.2M samples)
+# Configuration, rows and samples a row: the paper's samples a GPU (1.4M and 1.2M), in rows as
+# jobs/work.py and training cut them
 MODELS = {
-    "base": ("base_ls960", 5, 250_000),
-    "large": ("large_lv60k", 3, 320_000),
+    "base": ("base_ls960", 6, 230_400),
+    "large": ("large_lv60k", 4, 297_600),
     "tiny": ("tiny_pretrain", 4, 48_000),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -168,10 +169,12 @@ class Engine:
         self.model = made
         if isinstance(made, nn.Module):
             self.model = made.to(self.device, self.dtype).train()
+        has_parameters = hasattr(made, "parameters")
+        self.parameters = list(made.parameters()) if has_parameters else []
         if settings["optimizer"]:
-            if not hasattr(made, "parameters"):
+            if not has_parameters:
                 raise ValueError(f"--optimizer needs parameters(), which {name}'s model has not")
-            self.optimizer = MasterAdam(list(made.parameters()))
+            self.optimizer = MasterAdam(self.parameters)
         shape = (settings["rows"], settings["samples"])
         kept = torch.float32 if self.autocast else self.dtype
         self.wave = torch.randn(shape, device=self.device).to(kept)
@@ -182,8 +185,8 @@ class Engine:
 
     def whole_step(self) -> Tensor:
         """Forward, backward and, where it is asked for, the update."""
-        if isinstance(self.model, nn.Module):
-            self.model.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss = self.loss()
         loss.backward()
         if self.optimizer is not None:

@@ -36,6 +36,10 @@ def test_a_stage_with_a_result_is_skipped_and_one_that_overran_is_tried_again(
     assert gpu.main(arguments) == 0
     assert "has a result" in capfd.readouterr().out
     assert records(out)["machine"] == done
+    assert gpu.main([*arguments, "--again", "--limit", "0.2"]) == 1  # a failure replaces no result
+    assert "keeps the result before" in capfd.readouterr().out
+    assert records(out)["machine"] == done
+    assert records(out)["machine.failed"]["reason"] == "it took more than 0.2 s"
     text = page(out)
     assert done["machine"]["commit"] in text
     for stage in set(STAGES) - {"machine"}:  # what is missing, and what brings it
@@ -68,8 +72,28 @@ def test_unknown_stages_and_empty_folders_are_refused(
     (tmp_path / "machine.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         page(tmp_path)
-    assert not gpu.has_result(tmp_path / "machine.json")
+    assert not gpu.has_result(tmp_path / "machine.json", False)
+    for text in ("{}", "[]", "1", '{"status": "done"}'):
+        (tmp_path / "machine.json").write_text(text)
+        with pytest.raises(ValueError, match=r"machine\.json is no stage's record .*--again"):
+            page(tmp_path)
+        assert not gpu.has_result(tmp_path / "machine.json", False)
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        page(tmp_path / "machine.json")
     assert set(BODIES) == set(STAGES)
+
+
+def test_a_rehearsal_is_no_result_and_replaces_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text('{"status": "done", "tiny": true}')
+    assert gpu.has_result(path, True)
+    assert not gpu.has_result(path, False)
+    path.write_text(real := '{"status": "done", "tiny": false}')
+    assert gpu.main(["machine", "--tiny", "--again", "--output", str(tmp_path)]) == 1
+    assert "give another --output" in capsys.readouterr().out
+    assert path.read_text() == real
 
 
 @pytest.mark.slow

@@ -14,11 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import loader, step
 from benchmarks.machine import ROOT, table, write_json
-from benchmarks.step_engine import MasterAdam, count_flops, model_config, reason
+from benchmarks.step_engine import (
+    CONFIGS,
+    MODELS,
+    Engine,
+    MasterAdam,
+    count_flops,
+    model_config,
+    reason,
+)
 from benchmarks.step_page import markdown
 from benchmarks.step_parts import REST, PartTimer, profile
 from w2v2dist.interop.names import their_settings
+from w2v2dist.jobs.work import work_of
+from w2v2dist.tasks.train import read_config
 
 CPU = torch.device("cpu")
 
@@ -117,6 +128,76 @@ def test_a_json_file_is_never_half_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 1}
     assert [*tmp_path.iterdir()] == [path]
     assert table(["x"], [[1]]) == "| x |\n| - |\n| 1 |"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_has_the_samples_of_a_slot(model: str) -> None:
+    name, rows, samples = MODELS[model]
+    config = read_config(CONFIGS / f"{name}.yaml", ["model.num_layers=1"])
+    assert rows * samples == work_of(config, gpu=True).amount
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "error"),
+    [
+        (step, "--rows 0", "must be at least 1"),
+        (step, "--samples 0", "must be at least 1"),
+        (step, "--timeout nan", "--timeout above 0"),
+        (step, "--json .", "is a folder"),
+        (loader, "--json .", "is a folder"),
+        (loader, "--config nope", "is no pre-training"),
+        (loader, "--config tiny_finetune", "is no pre-training"),
+        (loader, "--latency -1", "must be at least 0"),
+        (loader, "--bandwidth 0", "must be above 0"),
+        (loader, "--hours nan", "must be above 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(
+    program: Any, words: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        program.parse_args(words.split())
+    assert error in capsys.readouterr().err
+
+
+class Plain:
+    """No module, but it has parameters."""
+
+    def __init__(self) -> None:
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        return 3 * self.weight.sum()
+
+
+def test_gradients_of_a_callable_are_not_kept_over_steps(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from tests.unit.test_step import Plain\n\ndef make_model(config):\n    return Plain()\n"
+    )
+    args = step.parse_args(["--model", "tiny", "--engine", str(tmp_path / "own.py")])
+    engine = Engine(vars(args) | {"engine": args.engine[0]})
+    for _ in range(2):
+        engine.whole_step()
+    assert engine.parameters[0].grad is not None
+    assert engine.parameters[0].grad.tolist() == [3.0]
+
+
+def test_an_engine_that_lasts_too_long_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\n\ndef make_model(config):\n    return lambda wave: time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)  # of which the engine's process knows nothing
+    args = step.parse_args(["--model", "tiny", "--rows", "1", "--engine", "slow.py"])
+    row, process = step.Measured(engine=args.engine[0]), step.Process(args.engine[0], args)
+    process.timeout_s = 0.1
+    step.turn(process, row, 0)
+    assert row.error == "no answer within --timeout 0.1 s"
+    assert process.process.returncode == -9
 
 
 PLUGINS = {
