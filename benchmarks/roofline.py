@@ -151,10 +151,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--scaling", action="store_true", help="efficiency on 8 to 512 GPUs too")
     args = parser.parse_intermixed_args(argv)
     overrides = [text for text in args.arguments if "=" in text]
+    if args.world_size is not None and args.world_size < 1:
+        parser.error(f"--world-size is {args.world_size} but must be at least 1")
+    if args.operators < 0:
+        parser.error(f"--operators is {args.operators} but must not be negative")
     paths = [text for text in args.arguments if "=" not in text] or CONFIGS
     try:
         for path in paths:
             print(report(read_config(path, overrides), path, args))
+    except OSError as error:
+        why = error.strerror
+        print(f"roofline.py: {path} cannot be read ({why}): name a YAML file", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"roofline.py: {error}", file=sys.stderr)
         return 2

@@ -129,6 +129,9 @@ def test_the_random_batch_is_full_and_usable(task: str, tmp_path: Path) -> None:
     [
         ([str(ROOT / "configs/lm/tiny.yaml")], "--autotune measures trainings on audio"),
         ([BASE, "--autotune-minutes", "0"], "--autotune-minutes is 0"),
+        ([BASE, "--autotune-minutes", "nan"], "--autotune-minutes is nan but must be above 0"),
+        ([BASE, "--autotune-minutes", "inf"], "--autotune-minutes is inf but must be above 0"),
+        ([BASE, "--output", str(ROOT)], "a folder, but must name a file"),
         ([BASE, "--processes", "0"], "--processes is 0 but this machine has"),
         ([BASE, "--processes", "10000"], "--processes is 10000 but this machine has"),
     ],
@@ -172,6 +175,41 @@ def two_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "SLACK", 100.0)  # whatever is predicted, both are measured
 
 
+def test_what_is_concluded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The faster by the median and by the fastest step wins; what had no time is said."""
+
+    def three(config: Any, num_processes: int, *, new_run: bool) -> list[Candidate]:
+        now = present(config)
+        return [now, *(dataclasses.replace(now, split=2, compile=c) for c in (False, True))]
+
+    monkeypatch.setattr(autotune, "all_candidates", three)
+    monkeypatch.setattr(candidates, "SLACK", 100.0)
+    path = tiny(tmp_path, max_samples_per_slot=64_000)
+    search = autotune._Search(autotune.Tuning(config_path=str(path)))
+    search.kept = [*search.results]
+    now, by_median, by_both = (search.results[c] for c in search.kept)
+    now.step_seconds = [0.8, 1.0, 1.0]
+    by_median.step_seconds = [0.79, 0.79, 0.79]
+    by_both.problem = autotune.NO_TIME
+    assert search.conclude(False) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 3 candidates were not measured: give more --autotune-minutes" in printed
+    assert "nothing surely beats the present settings by more than 3%, by its median" in printed
+    assert not (tmp_path / "run/autotune.yaml").exists()
+    by_both.step_seconds, by_both.problem = [0.7, 0.85, 0.85], ""
+    assert search.conclude(False) == 0
+    printed = capsys.readouterr().out
+    assert "1.14 x as fast as the present settings" in printed
+    assert "not measured" not in printed
+    assert read_config(str(tmp_path / "run/autotune.yaml"), []).engine.compile
+    for result in (now, by_median, by_both):
+        result.step_seconds, result.problem = [], "failed: RuntimeError: of no time"
+    assert search.conclude(False) == 1
+    assert "nothing could be measured: the table says why" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_real_search(
@@ -196,7 +234,7 @@ def test_a_real_search(
         assert len(measured["step_seconds"]) == autotune.FIRST_STEPS
         assert min(measured["step_seconds"]) > 0
         assert measured["memory_bytes"] > 100 * 2**20
-    if "nothing beats" in printed:
+    if "nothing surely beats" in printed:
         assert not written.exists()
         return
     config_found = read_config(str(written), [])

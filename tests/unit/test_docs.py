@@ -260,6 +260,18 @@ def test_cluster_page_has_every_key_of_a_profile() -> None:
     assert len(shown) == len(values), "a key stands there twice"
 
 
+@pytest.mark.parametrize("page", ["cluster", "first_transcript"])
+def test_plans_are_those_that_are_printed(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text()
+    (command,) = [c for c in commands(text) if "--dry-run" in c]
+    (block,) = [b for b in blocks(text, "text") if "PREDICTED" in b]
+    plan = block.split("\n\n")[0].splitlines()
+    assert {"memory per GPU", "step time"} <= {line[:16].strip() for line in plan}
+    assert submit.main(shlex.split(command)[2:]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in plan if line not in printed] == []
+
+
 def test_resume_page_lists_the_keys_that_may_change() -> None:
     text = (ROOT / "docs/resume.md").read_text()
     section = text.split("## Keys that may change", 1)[1].split("\n\n")[1]

@@ -322,3 +322,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in text
     assert printed.main([TINY, "--gpu", "v100"]) == 2
     assert "gpu is 'v100'" in capsys.readouterr().err
+    folder = str(ROOT / "configs")
+    assert printed.main([folder]) == 2
+    assert f"{folder} cannot be read (Is a directory)" in capsys.readouterr().err
+    for option, value in (("--world-size", "0"), ("--world-size", "-2"), ("--operators", "-3")):
+        with pytest.raises(SystemExit):
+            printed.main([TINY, option, value])
+        assert f"{option} is {value} but must" in capsys.readouterr().err

@@ -250,6 +250,9 @@ def test_plan_of_large_on_16_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     for part in [*parts, "on 1 x 100 Gb/s Ethernet", "#SBATCH --nodes"]:
         assert part in printed
     assert not (ROOT / "runs/large_lv60k/logs").exists()
+    assert main(["--nodes", "1", LARGE, "--dry-run"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("exchange")]
+    assert "s inside the node, " in line
 
 
 def test_plan_of_a_language_model(tmp_path: Path) -> None:
@@ -297,7 +300,9 @@ def test_profiles_name_their_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "PREDICTED for h200" in capsys.readouterr().out
     (tmp_path / "c.yaml").write_text("peak_tflops: 624\ngpu_memory_gib: 24\n")  # another GPU
     assert main(command) == 0
-    assert "fits in 24 GiB" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "fits in 24 GiB (a100 with 624 TFLOP/s)" in printed
+    assert "PREDICTED for a100 with 624 TFLOP/s, not measured" in printed
     other, known = A100.like(624, None), A100
     assert other.peak_flops == 2 * known.peak_flops == 624e12
     assert other.matrix_flops == 2 * known.matrix_flops

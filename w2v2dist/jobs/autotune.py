@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
@@ -27,7 +28,7 @@ from w2v2dist.jobs.candidates import (
     present,
     prune,
 )
-from w2v2dist.jobs.local import EXIT_TIMEOUT, run_local
+from w2v2dist.jobs.local import EXIT_TIMEOUT, last_line, run_local
 from w2v2dist.jobs.measure import EXIT_OUT_OF_MEMORY, available_memory, shape
 from w2v2dist.runtime.distributed import VirtualRanks, own_device
 from w2v2dist.runtime.logging import console
@@ -39,6 +40,8 @@ FIRST_STEPS = 3  # of each; twice as many of each half that is left
 NOISE = 1.03  # so much faster is faster
 SHARE = 0.92  # of memory: the rest is the context's, the libraries' and fragmentation's
 EXIT_INTERRUPTED = 128 + 2
+WIDTH = 160  # of the table in a file
+NO_TIME, NOT_READY = "no time was left", "not ready in"
 KILLED, TERMINATED = 128 + 9, 128 + 15  # exit statuses of processes
 
 
@@ -80,7 +83,9 @@ def autotune(tuning: Tuning) -> int:
         interrupted = not search.run()
     except KeyboardInterrupt:  # between two measurements
         interrupted = True
-    console.print(search.table())
+    # What is no terminal counts as 80 columns
+    shown = console if console.is_terminal else Console(file=console.file, width=WIDTH)
+    shown.print(search.table())
     return search.conclude(interrupted)
 
 
@@ -96,8 +101,12 @@ class _Search:
                 "engine.compile, engine.zero_stage and model.activation_checkpointing in runs of "
                 "some steps each"
             )
-        if tuning.minutes <= 0:
-            raise ConfigError(f"--autotune-minutes is {tuning.minutes:g} but must be above 0")
+        if not 0 < tuning.minutes < math.inf:
+            raise ConfigError(
+                f"--autotune-minutes is {tuning.minutes:g} but must be above 0, and finite"
+            )
+        if tuning.output is not None and tuning.output.is_dir():
+            raise ConfigError(f"--output is {tuning.output}, a folder, but must name a file")
         self.on_gpu = own_device(0).type == "cuda"
         default = torch.cuda.device_count() if self.on_gpu else 1
         self.num_processes = default if tuning.num_processes is None else tuning.num_processes
@@ -175,7 +184,7 @@ class _Search:
                 for i, candidate in enumerate(alive, 1):
                     if time.monotonic() + self.longest[candidate.compile] > self.deadline:
                         if not self.results[candidate].step_seconds:
-                            self.results[candidate].problem = "no time was left"
+                            self.results[candidate].problem = NO_TIME
                         continue
                     what = f"{i}/{len(alive)}, {steps} steps: {candidate.named(self.now)}"
                     bar.update(line, description=what)
@@ -219,7 +228,7 @@ class _Search:
             result.problem = "out of memory"
         elif code == EXIT_TIMEOUT:
             if not result.step_seconds:
-                result.problem = f"not ready in {took:.0f} s: give more --autotune-minutes"
+                result.problem = f"{NOT_READY} {took:.0f} s: give more --autotune-minutes"
         else:
             result.problem = f"failed: {last_line(folder)} (logs in {folder})"
         return True
@@ -243,7 +252,7 @@ class _Search:
     def table(self) -> Table:
         """All candidates: what was measured, the fastest first, and why others were not."""
         table = Table(title="candidates", box=None, title_justify="left")
-        table.add_column("settings")
+        table.add_column("settings", no_wrap=True)
         heads = ("predicted s", "measured s", "audio s/s", "GiB predicted", "measured")
         for head in heads:
             table.add_column(head, justify="right")
@@ -269,11 +278,17 @@ class _Search:
             text = "interrupted before anything was measured" if interrupted else self._nothing()
             console.print(text, markup=False)
             return EXIT_INTERRUPTED if interrupted else 1
-        best = min(fit, key=self.cost)
-        gain = self._gain(best) if self.now in fit else math.inf
+        known = self.now in fit
+        best = max(fit, key=self._gain) if known else min(fit, key=self.cost)
+        gain = self._gain(best) if known else math.inf
         end = "interrupted; so far " if interrupted else ""
+        if late := sum(self._late(c) for c in self.kept):
+            remedy = "" if interrupted else ": give more --autotune-minutes"
+            text = f"{late} of {len(self.kept)} candidates were not measured{remedy}"
+            console.print(text, markup=False)
         if best == self.now or gain < NOISE:
-            console.print(f"{end}nothing beats the present settings by more than {NOISE - 1:.0%}")
+            text = f"nothing surely beats the present settings by more than {NOISE - 1:.0%}"
+            console.print(f"{end}{text}, by its median and its fastest step", markup=False)
             return EXIT_INTERRUPTED if interrupted else 0
         found = best.overrides(self.config)
         faster = f"{gain:.2f} x as fast as" if gain < math.inf else "unlike"
@@ -294,11 +309,17 @@ class _Search:
         gain = min(now.seconds / other.seconds, fastest)
         return gain * self.audio(best) / self.audio(self.now)
 
+    def _late(self, candidate: Candidate) -> bool:
+        """Whether time was all that a measurement of it lacked."""
+        result = self.results[candidate]
+        waited = not result.problem or result.problem.startswith((NO_TIME, NOT_READY))
+        return waited and not result.step_seconds
+
     def _nothing(self) -> str:
         problems = {self.results[c].problem for c in self.kept}
         if problems == {"out of memory"}:
             return f"nothing fits: {REMEDY}"
-        if all("time" in p or "not ready" in p for p in problems):
+        if all(p.startswith((NO_TIME, NOT_READY)) for p in problems):
             return "no time was left for one measurement: give more --autotune-minutes"
         return "nothing could be measured: the table says why"
 
@@ -323,13 +344,3 @@ class _Search:
 def words(overrides: dict[str, Any]) -> tuple[str, ...]:
     """`key=value`, as they are pasted into a command."""
     return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-
-
-def last_line(folder: Path) -> str:
-    """The error that the ranks' logs end with."""
-    for log in sorted(folder.glob("rank_*.log")):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        found = [line for line in lines if "Error" in line.split(":")[0]]
-        if found:
-            return found[-1]
-    return "its processes ended without an error"

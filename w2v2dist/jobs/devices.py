@@ -37,11 +37,13 @@ class Device:
     is_gpu: bool = True
 
     def like(self, peak_tflops: float | None, memory_gib: float | None) -> "Device":
-        """One of this kind with another peak, its rates in proportion, and another memory."""
+        """One of this kind with another peak, its rates in proportion, and another memory; its
+        name says so of the peak."""
         faster = 1.0 if peak_tflops is None else peak_tflops * 1e12 / self.peak_flops
         rates = {f"{name}_flops": faster * getattr(self, f"{name}_flops") for name in RATES}
         memory = self.memory_bytes if memory_gib is None else memory_gib * GIB
-        return replace(self, **rates, memory_bytes=memory)
+        other = "" if peak_tflops is None else f" with {peak_tflops:g} TFLOP/s"
+        return replace(self, **rates, name=self.name + other, memory_bytes=memory)
 
 
 # A100: NVIDIA's data sheet (SXM, 80 GB): 312 TFLOP/s, 2,039 GB/s; cuBLAS reaches 250-270 (MLPerf,

@@ -111,3 +111,13 @@ def _wait(
         print(f"rank {rank} failed; the end of its log in {log_dir}:", file=sys.stderr)
         print(*log.splitlines()[-20:], sep="\n", file=sys.stderr)
     return code if code > 0 else 128 - code
+
+
+def last_line(folder: Path) -> str:
+    """The error that the ranks' logs end with."""
+    for log in sorted(folder.glob("rank_*.log")):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [line for line in lines if "Error" in line.split(":")[0]]
+        if found:
+            return found[-1]
+    return "its processes ended without an error"

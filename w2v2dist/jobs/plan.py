@@ -94,10 +94,11 @@ class Plan:
         if found.world_size == 1:
             return "none: one process"
         hidden = found.exchange_seconds - found.exposed_seconds
+        where = "inside the node" if self.num_nodes == 1 else f"on {LINKS['8x400'].name}"
         return (
             f"{found.sent_bytes / 1e9:.2f} GB a process and step at ZeRO stage "
-            f"{self.config.engine.zero_stage}: {found.exchange_seconds:.2g} s on "
-            f"{LINKS['8x400'].name}, {hidden:.2g} s of it behind the backward pass"
+            f"{self.config.engine.zero_stage}: {found.exchange_seconds:.2g} s {where}, "
+            f"{hidden:.2g} s of it behind the backward pass"
         )
 
     def _efficiency(self) -> str:
