@@ -37,6 +37,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.loader_needs import needs
 from benchmarks.loader_page import OURS, markdown
 from benchmarks.machine import machine, write_json
 from benchmarks.speechlike import build_shards, write_recordings
@@ -48,8 +49,6 @@ from w2v2dist.tasks.train import read_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SECONDS_PER_HOUR = 3600 * 16_000  # in samples
-# Configuration, GPUs, GPUs of a node
-LAYOUTS = {"BASE": ("base_ls960", 64, 8), "LARGE": ("large_lv60k", 128, 8)}
 BARE = "bare decoding, soundfile"
 Samples = Callable[[bytes], int]  # decodes, and says how many there were
 Contents = Callable[[], Iterator[bytes]]
@@ -249,23 +248,6 @@ def crop_costs() -> list[tuple[float, float, float]]:
                 decode(data, *span)
                 seconds[k].append(time.process_time() - started)
         out.append((whole_s, crop_s, min(seconds[1]) / min(seconds[0])))
-    return out
-
-
-def needs(step_seconds: float | None) -> dict[str, dict[str, float]]:
-    """Hours of audio a second that a node of H100s reads in the paper's layouts."""
-    from w2v2dist.jobs.devices import DEVICES
-    from w2v2dist.jobs.roofline import predict
-
-    out = {}
-    for name, (config_name, gpus, per_node) in LAYOUTS.items():
-        config: Any = read_config(
-            CONFIGS / f"{config_name}.yaml", [f"data.virtual_world_size={gpus}"]
-        )
-        predicted = predict(config, DEVICES["h100"], gpus, gpus // per_node)
-        seconds = step_seconds or predicted.step_seconds
-        hours = per_node * config.data.max_samples_per_slot / SECONDS_PER_HOUR
-        out[name] = {"gpus": gpus, "step_seconds": seconds, "hours_per_second": hours / seconds}
     return out
 
 
