@@ -222,3 +222,8 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expand_paths(Paths()) == Paths()
     with pytest.raises(ConfigError, match=r"folder is '\$NOT_SET/x', but the environment has no"):
         expand_paths(Paths(folder="$NOT_SET/x"))
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\): name a YAML file"):
+        read_yaml(tmp_path)
