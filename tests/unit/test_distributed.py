@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,9 @@ def test_fewer_gpus_than_processes(env: pytest.MonkeyPatch) -> None:
 def test_how_a_gpu_is_to_compute(env: pytest.MonkeyPatch) -> None:
     """No plans of cuDNN's attention for every new shape, and fp32 is fp32."""
     before = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32
+    matmul: Any = torch.backends.cuda.matmul
+    names = [f"allow_{kind}_reduced_precision_reduction" for kind in ("bf16", "fp16")]
+    sums = [getattr(matmul, name) for name in names]
     distributed.prepared(torch.device("cpu"))
     assert (torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32) == before
     env.setattr(torch.cuda, "is_available", lambda: True)
@@ -69,7 +73,10 @@ def test_how_a_gpu_is_to_compute(env: pytest.MonkeyPatch) -> None:
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
+        assert [getattr(matmul, name) for name in names] == [False, False]
     finally:
+        for name, value in zip(names, sums, strict=True):
+            setattr(matmul, name, value)
         torch.backends.cuda.enable_cudnn_sdp(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
 

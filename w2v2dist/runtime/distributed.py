@@ -154,6 +154,9 @@ def prepared(device: torch.device) -> torch.device:
         # and memory-efficient attention need none
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: 16 bits are there for speed
+        # Gradients of convolutions are products that add up 100,000 frames: partial sums in fp32
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     return device
 
 
