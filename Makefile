@@ -38,7 +38,7 @@ demo: $(STAMP)  ## pre-training, fine-tuning on ten minutes, a language model, t
 test: $(STAMP)  ## the tests (no GPU or Slurm needed)
 	$(RUN)/python -m pytest $(TWO_AT_A_TIME)
 
-test-slow: $(STAMP)  ## the tests that the default leaves out to stay under six minutes
+test-slow: $(STAMP)  ## the tests that the default leaves out to stay under ten minutes
 	$(RUN)/python -m pytest -m slow $(TWO_AT_A_TIME)
 
 test-slurm: $(STAMP)  ## installs Slurm on this machine (Debian, root) and runs the tests on it
