@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, ctc_loss
 from w2v2dist.model import attention as attention_module
 from w2v2dist.model.attention import dropped_attention
+from w2v2dist.model.context_network import TransformerLayer
 from w2v2dist.model.dropout import Dropout, kept, noise
 from w2v2dist.model.feature_encoder import ChannelGroupNorm, FeatureEncoder, WaveformConv
 from w2v2dist.model.fourier_convolution import fourier_convolution
@@ -203,6 +204,19 @@ def test_a_padded_row_of_less_than_a_frame_has_finite_gradients() -> None:
     out = model(torch.randn(2, 8_000), torch.tensor([8_000, 300]))
     ctc_loss(out.logits, out.num_frames, torch.tensor([3, 4]), torch.tensor([2, 0])).backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("module", ["encoder", "layer"])
+def test_torch_compile_takes_the_same_way(module: str) -> None:
+    """Also with dropout, whose draws would be others."""
+    config = dataclasses.replace(TINY, dropout=0.1, attention_dropout=0.1)
+    model = FeatureEncoder(config) if module == "encoder" else TransformerLayer(config)
+    given = (torch.randn(2, 4_000),) if module == "encoder" else (torch.randn(2, 30, 32), None)
+    torch.manual_seed(0)
+    plain = model(*given)
+    torch.manual_seed(0)
+    compiled = torch.compile(model.forward, backend="eager", dynamic=True)(*given)
+    torch.testing.assert_close(compiled, plain)
 
 
 class Features(nn.Module):

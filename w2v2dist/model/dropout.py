@@ -22,9 +22,10 @@ def kept(p: float) -> float:
 def noise(shape: torch.Size, p: float) -> Tensor:
     """On the CPU, in fp32, from torch's generator: negative with probability `p`."""
     count, seed = shape.numel(), int(torch.empty((), dtype=torch.int64).random_())
-    bits = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count]
+    # At least one: nothing has no view as another type
+    bits = torch.as_tensor(np.random.SFC64(seed).random_raw(max(1, -(-count // 4))))
     below = _num_dropped(p) - LEVELS // 2
-    return torch.as_tensor(bits).float().sub_(below).view(shape)
+    return bits.view(torch.int16)[:count].float().sub_(below).view(shape)
 
 
 class Dropout(nn.Dropout):

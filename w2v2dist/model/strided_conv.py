@@ -14,7 +14,8 @@ CACHED = 2**20  # elements
 
 def written_out(device: str) -> bool:
     """Whether only operators of torch's own can stand here: under autocast and in an export."""
-    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    # Not torch.compiler.is_exporting(), which torch.compile takes to be true
+    exporting = torch.compiler._is_exporting_flag or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
     return exporting or torch.is_autocast_enabled(device)
 
 
