@@ -68,7 +68,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"configuration {path} does not exist{hint}") from None
-    except OSError as error:
+    except (IsADirectoryError, NotADirectoryError) as error:
         reason = f"cannot be read ({error.strerror})"
         raise ConfigError(f"configuration {path} {reason}: name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
