@@ -215,3 +215,20 @@ def samples(run: Path) -> dict[tuple[int, int], dict[str, Any]]:
         r for path in sorted((run / "logs").glob("samples-*.jsonl")) for r in read_jsonl(path)
     ]
     return {(r["step"], r["slot"]): r for r in records}
+
+
+def ends_at_the_smallest_scale(shards: Path, folder: Path) -> None:
+    """A training in fp16 at an absurd learning rate stops, and says why."""
+    config = write_config(
+        folder,
+        "pretrain",
+        shards,
+        engine={"precision": "fp16"},
+        schedule={"peak_lr": 1e4},
+        loop={"max_steps": 100, "save_every": 100},
+    )
+    codes, output = finish(start(config, 1))
+    assert codes == [2], output[-3000:]
+    alarms = [e for e in read_jsonl(folder / "run" / "events.jsonl") if e["event"] == "alarm"]
+    found = [(a["alarm"], a["action"]) for a in alarms]
+    assert found[-2:] == [("loss_scale", "log"), ("not_finite", "stop")]

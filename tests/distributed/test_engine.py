@@ -19,12 +19,11 @@ from torch.distributed import distributed_c10d
 from torch.multiprocessing import start_processes
 
 from tests.distributed.processes import (
+    ends_at_the_smallest_scale,
     event,
-    finish,
     fork_server,
     fp16_on_cpu,
     losses,
-    start,
     train,
     write_config,
 )
@@ -197,16 +196,4 @@ def test_an_absurd_learning_rate_in_fp16_ends_at_the_smallest_scale(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_FP16_ON_CPU", "1")
-    config = write_config(
-        tmp_path,
-        "pretrain",
-        shards,
-        engine={"precision": "fp16"},
-        schedule={"peak_lr": 1e4},
-        loop={"max_steps": 100, "save_every": 100},
-    )
-    codes, output = finish(start(config, 1))
-    assert codes == [2], output[-3000:]
-    alarms = [e for e in read_jsonl(tmp_path / "run" / "events.jsonl") if e["event"] == "alarm"]
-    found = [(a["alarm"], a["action"]) for a in alarms]
-    assert found[-2:] == [("loss_scale", "log"), ("not_finite", "stop")]
+    ends_at_the_smallest_scale(shards, tmp_path)

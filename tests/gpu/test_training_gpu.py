@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.processes import event, finish, losses, start, train, write_config
-from w2v2dist.runtime.logging import read_jsonl
+from tests.distributed.processes import (
+    ends_at_the_smallest_scale,
+    event,
+    losses,
+    train,
+    write_config,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,16 +42,4 @@ def test_trains_saves_and_resumes(
 def test_an_absurd_learning_rate_in_fp16_ends_at_the_smallest_scale(
     shards: Path, tmp_path: Path
 ) -> None:
-    config = write_config(
-        tmp_path,
-        "pretrain",
-        shards,
-        engine={"precision": "fp16"},
-        schedule={"peak_lr": 1e4},
-        loop={"max_steps": 100, "save_every": 100},
-    )
-    codes, output = finish(start(config, 1))
-    assert codes == [2], output[-3000:]
-    alarms = [e for e in read_jsonl(tmp_path / "run" / "events.jsonl") if e["event"] == "alarm"]
-    found = [(a["alarm"], a["action"]) for a in alarms]
-    assert found[-2:] == [("loss_scale", "log"), ("not_finite", "stop")]
+    ends_at_the_smallest_scale(shards, tmp_path)

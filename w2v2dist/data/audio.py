@@ -6,7 +6,6 @@ import math
 import re
 from pathlib import Path
 
-import miniaudio
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
@@ -85,6 +84,8 @@ def _whole_flac(data: bytes, num_samples: int | None) -> NDArray[np.int16] | Non
         return None
     if num_samples is not None and num_samples < SOUGHT * length:
         return None
+    import miniaudio  # late: most commands decode nothing
+
     try:
         decoded = miniaudio.flac_read_s16(data)
     except miniaudio.DecodeError:
