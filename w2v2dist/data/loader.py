@@ -4,10 +4,13 @@ import contextlib
 import ctypes
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from w2v2dist.data.audio import SAMPLE_RATE, BadSample, ReadError, normalize, resample
@@ -19,6 +22,7 @@ from w2v2dist.data.order import DataOrder
 from w2v2dist.data.reader import ShardReader
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+ALIGNED = 64  # bytes
 KEPT = 1 << 25  # bytes; the most that mallopt takes as the size of a block
 
 # Makes a task's batch of decoded rows; None asks for an empty slot's. Runs in a worker.
@@ -82,8 +86,8 @@ def iterate(
     workers = min(num_workers, len(os.sched_getaffinity(0)))
     if not workers:
         keep_big_blocks()
-    loader: DataLoader[Batch] = DataLoader(
-        dataset,
+    loader: DataLoader[Any] = DataLoader(
+        _Packing(dataset, prefetch) if workers else dataset,
         batch_size=None,
         sampler=items,
         num_workers=workers,
@@ -91,7 +95,78 @@ def iterate(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_begin_worker,
     )
-    yield from loader  # the workers end with this generator
+    for item in loader:  # the workers end with this generator
+        yield item.unpacked() if isinstance(item, _Packed) else item
+
+
+Place = tuple[int, torch.dtype, torch.Size]  # of a field's tensor: first byte, kind, shape
+
+
+@dataclass(slots=True)
+class _Packed:
+    """A batch whose tensors crossed from a worker in one memory file, `path`. As multiprocessing
+    passes tensors, each would cost a handshake with a thread of the busy worker."""
+
+    batch: Batch  # without its tensors
+    path: str
+    num_bytes: int
+    places: dict[str, Place]
+
+    def _block(self) -> Tensor:
+        """The file's bytes (num_bytes,), shared; they outlive the file and the worker."""
+        return torch.from_file(
+            self.path, shared=True, size=max(self.num_bytes, 1), dtype=torch.uint8
+        )
+
+    def _views(self, block: Tensor) -> dict[str, Any]:
+        """The fields that are tensors."""
+        return {
+            name: block[first : first + dtype.itemsize * shape.numel()].view(dtype).view(shape)
+            for name, (first, dtype, shape) in self.places.items()
+        }
+
+    def unpacked(self) -> Batch:
+        """The batch, on views of the file's memory."""
+        return replace(self.batch, **self._views(self._block()))
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader when training on a GPU."""
+        return replace(self.batch, **self._views(self._block().pin_memory()))
+
+
+class _Packing(Dataset[Any]):
+    """Packs the batches of another data set, in a worker that is at most `prefetch` ahead."""
+
+    def __init__(self, dataset: Dataset[Any], prefetch: int) -> None:
+        self.dataset, self.prefetch = dataset, prefetch
+        self.files: deque[int] = deque()  # descriptors that nobody may have opened yet
+
+    def __getitem__(self, item: Any) -> Any:
+        made = self.dataset[item]
+        return self._packed(made) if isinstance(made, Batch) else made
+
+    def _packed(self, batch: Batch) -> _Packed:
+        places: dict[str, Place] = {}
+        file, end = os.memfd_create("batch"), 0
+        self.files.append(file)
+        if len(self.files) > self.prefetch + 1:  # the next was asked for when the oldest was opened
+            os.close(self.files.popleft())
+        for name in (item.name for item in fields(batch)):
+            if isinstance(tensor := getattr(batch, name), Tensor):
+                places[name] = (end, tensor.dtype, tensor.shape)
+                # Not through a mapping, each of whose pages would be cleared first
+                _write(file, tensor.contiguous().flatten().view(torch.uint8).numpy(), end)
+                end += -(-tensor.nbytes // ALIGNED) * ALIGNED
+        os.ftruncate(file, max(end, 1))
+        absent: dict[str, Any] = dict.fromkeys(places)
+        return _Packed(replace(batch, **absent), f"/proc/{os.getpid()}/fd/{file}", end, places)
+
+
+def _write(file: int, values: Any, position: int) -> None:
+    """All bytes of an array; a system call may take fewer."""
+    while len(values):
+        count = os.pwrite(file, values, position)
+        values, position = values[count:], position + count
 
 
 def keep_big_blocks() -> None:

@@ -119,7 +119,7 @@ class _StridedConv(torch.autograd.Function):
                 into, matrix = _windows(grad_x, taps, num_frames, stride), _matrix(weight, taps)
                 _add_product(into, grad, matrix.t(), 1.0 if taps.start else 0.0)
             if ctx.activated:
-                grad_x = torch.ops.aten.gelu_backward(grad_x, x)
+                torch.ops.aten.gelu_backward(grad_x, x, grad_input=grad_x)
         return grad_x, grad_weight, grad_bias, None, None
 
 
