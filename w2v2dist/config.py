@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 T = TypeVar("T")
+PAPER = Path(__file__).with_name("paper.yaml")
 TAGS = ("int", "float", "timestamp")  # of YAML 1.1, which Loader reads in its own way
 
 
@@ -78,6 +79,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} must be a mapping of keys to values")
     base = content.pop("base", None)
     return content if base is None else merge(read_yaml(path.parent / str(base)), content)
+
+
+def read_paper(section: str) -> dict[str, Any]:
+    """A section of the papers' numbers (paper.yaml)."""
+    values: dict[str, Any] = read_yaml(PAPER)[section]
+    return values
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

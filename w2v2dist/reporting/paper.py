@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from w2v2dist.config import flatten, parse_overrides, read_yaml, to_dict
+from w2v2dist.config import flatten, parse_overrides, read_paper, to_dict
 from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.runtime.logging import console
 from w2v2dist.tasks.train import config_arguments, read_config
@@ -29,8 +29,8 @@ class Reference(NamedTuple):
 
 def references(task: str) -> dict[str, Reference]:
     """The references of a task ("pretrain", "finetune" or "language_model") by name."""
-    table = read_yaml(Path(__file__).with_name("paper.yaml"))
-    differences, sources = table.pop("differences"), table.pop("sources")
+    table = read_paper("configurations")
+    differences, sources = read_paper("differences"), read_paper("sources")
 
     def resolve(name: str) -> dict[str, Any]:
         own, out = flatten(table[name]), dict[str, Any]()
