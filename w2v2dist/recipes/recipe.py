@@ -1,17 +1,14 @@
 """A recipe: stages that need each other, each made by commands of this project."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from w2v2dist.config import ConfigError
-from w2v2dist.runtime.logging import console as console  # what a recipe says goes there
 
-Decoder = Literal["greedy", "ngram", "transformer"]
 SPLITS = ("test_clean", "test_other", "dev_clean", "dev_other", "timit_dev", "timit_test")
 DECODERS = ("greedy", "ngram", "transformer")
 TRAININGS = ("pretrain", "finetune", "language_model")
@@ -64,7 +61,9 @@ class Stage:
     nodes: str = "1"  # of a training: "8" or "4-8"
     resources: Mapping[str, Any] = field(default_factory=dict)  # of any other: options of sbatch
     hours: float | None = None  # of audio, for the estimates
-    fingerprint: str = ""  # of what it does and of all that it needs
+    reads: tuple[str, ...] = ()  # the corpora that it names
+    what: Any = None  # it does: its settings, or its commands
+    fingerprint: str = ""  # of that, and of all that it needs
     cell: Cell | None = None
 
     @property
@@ -130,8 +129,3 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     from w2v2dist.recipes.build import build_recipe  # late: it needs the classes above
 
     return build_recipe(Path(path), overrides or [])
-
-
-def replace(stage: Stage, **values: Any) -> Stage:
-    """A stage with other values."""
-    return dataclasses.replace(stage, **values)
