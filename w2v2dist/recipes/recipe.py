@@ -9,7 +9,10 @@ from typing import Any
 
 from w2v2dist.config import ConfigError
 
-SPLITS = ("test_clean", "test_other", "dev_clean", "dev_other", "timit_dev", "timit_test")
+SPLITS = (
+    *("dev", "dev_clean", "dev_other", "test_clean", "test_other"),  # dev: both together
+    *("timit_dev", "timit_test"),
+)
 DECODERS = ("greedy", "ngram", "transformer")
 TRAININGS = ("pretrain", "finetune", "language_model")
 # The files that say that a stage's commands have made everything, by kind
