@@ -30,7 +30,7 @@ from w2v2dist.recipes.expand import (
 )
 from w2v2dist.recipes.places import Places
 from w2v2dist.recipes.prints import given_print
-from w2v2dist.recipes.recipe import OUT, Argv, Cell, Recipe, Stage
+from w2v2dist.recipes.recipe import OUT, RESOLVED, Argv, Cell, Recipe, Stage
 from w2v2dist.tasks.train import read_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,15 +73,9 @@ class RecipeFile:
     stages: dict[str, StageFile]
 
 
-def is_recipe(path: Path) -> bool:
-    """Whether a file, or a folder by its recipe.yaml, is a recipe. Raises ConfigError."""
-    file = path / "recipe.yaml" if path.is_dir() else path
-    return file.is_file() and "recipe" in read_yaml(file)
-
-
 def build_recipe(path: Path, overrides: list[str]) -> Recipe:
     """See `read_recipe`."""
-    file = path / "recipe.yaml" if path.is_dir() else path
+    file = path / RESOLVED if path.is_dir() else path
     written = merge(read_yaml(file), parse_overrides(overrides))
     if "recipe" not in written:
         raise ConfigError(f"{file} is no recipe: it has no key `recipe` with its name")

@@ -11,7 +11,7 @@ import yaml
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError
 from w2v2dist.recipes.prints import corpus_print
-from w2v2dist.recipes.recipe import DONE, Recipe, Stage
+from w2v2dist.recipes.recipe import DONE, RESOLVED, Recipe, Stage
 from w2v2dist.recipes.state import (
     State,
     part_of,
@@ -21,7 +21,7 @@ from w2v2dist.recipes.state import (
     write_json,
 )
 
-IDENTITY, RESOLVED = "recipe.json", "recipe.yaml"
+IDENTITY = "recipe.json"
 
 
 def prepare(recipe: Recipe) -> dict[str, State]:
@@ -79,11 +79,19 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     """What the folder is of, with the versions of the corpora. Raises ConfigError where it is of
     another recipe, or of others."""
     old = read_json(recipe.folder / IDENTITY)
-    if not old and any(recipe.folder.glob("*")):
-        inside = {p.name for p in recipe.folder.iterdir()} - {"lock"}
-        if inside:
+    if not old and recipe.folder.exists():
+        known = {
+            "lock",
+            "logs",
+            "jobs",
+            "emissions",
+            *recipe.stages,
+        }  # stages made by hand are fine
+        if strange := sorted(
+            {p.name.removesuffix(".part") for p in recipe.folder.iterdir()} - known
+        ):
             raise ConfigError(
-                f"{recipe.folder} has {min(inside)} in it and belongs to no recipe: use an empty "
+                f"{recipe.folder} has {strange[0]} in it and belongs to no recipe: use an empty "
                 "folder (folder=DIR)"
             )
     if old and old.get("recipe") != recipe.name:
@@ -91,7 +99,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             f"{recipe.folder} belongs to the recipe {old.get('recipe')!r} and cannot be used for "
             f"{recipe.name!r}: give this one another with folder=DIR"
         )
-    known: dict[str, Any] = dict(old.get("corpora", {}))
+    corpora: dict[str, Any] = dict(old.get("corpora", {}))
     read = {corpus for stage in recipe.stages.values() for corpus in stage.reads}
     for corpus, path in recipe.corpora.items():
         if corpus not in read:
@@ -102,15 +110,15 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             now = corpus_print(path)
         else:
             continue  # its shards are made, and it may be gone
-        before = known.get(corpus, {"print": now, "path": path})
+        before = corpora.get(corpus, {"print": now, "path": path})
         if before["print"] != now:
             raise ConfigError(
                 f"{recipe.folder} was made from another version of corpora.{corpus}: "
                 f"{before['path']} then, {path} now, and names, sizes or texts of files differ. "
                 "Nothing was touched: use the files of then, or folder=DIR for the new ones"
             )
-        known[corpus] = {"print": now, "path": path}
-    return {"recipe": recipe.name, "version": __version__, "corpora": known}
+        corpora[corpus] = {"print": now, "path": path}
+    return {"recipe": recipe.name, "version": __version__, "corpora": corpora}
 
 
 def _check_queue(recipe: Recipe, found: Mapping[str, State]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2v2dist.config import ConfigError
+from w2v2dist.config import ConfigError, read_yaml
 
 SPLITS = (
     *("dev", "dev_clean", "dev_other", "test_clean", "test_other"),  # dev: both together
@@ -26,7 +26,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation.json",),
     "table": (),
 }
-DONE, OUT = "done.json", "{out}"
+DONE, RESOLVED, OUT = "done.json", "recipe.yaml", "{out}"
 Argv = tuple[str, ...]
 
 
@@ -124,6 +124,12 @@ class Recipe:
             if not out.union(names).isdisjoint(stage.needs):
                 out.add(stage.name)
         return [name for name in self.stages if name in out]
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a file, or a folder by its recipe.yaml, is a recipe. Raises ConfigError."""
+    file = path / RESOLVED if path.is_dir() else path
+    return file.is_file() and "recipe" in read_yaml(file)
 
 
 def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -15,7 +15,7 @@ from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.training.lock import last_holder
 
 # done; changed: made with other settings; queued and running: a job, or a process here, has it;
-# failed and stopped (by a signal): with a log; blocked: it needs one of these; waiting: for its turn
+# failed and stopped (by a signal): with a log; blocked: it needs one of these
 Name = Literal[
     "done", "changed", "queued", "running", "failed", "stopped", "blocked", "waiting", "unknown"
 ]
