@@ -77,7 +77,7 @@ def _run(recipe: Recipe, stage: Stage, num_processes: int) -> int:
     task, log = hand_out(recipe, stage), log_of(recipe, stage)
     log.parent.mkdir(parents=True, exist_ok=True)
     if not stage.is_training:
-        with log.open("ab") as file:
+        with log.open("a", encoding="utf-8") as file:
             return make(task, file)
     config = read_config(str(stage.config), [*stage.overrides, f"run_dir={stage.folder}"])
     ranks = min(num_processes, config.data.virtual_world_size)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from w2v2dist import __version__
 from w2v2dist.recipes.build import REPOSITORY
@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG = 1
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def make(path: Path, output: Any = None) -> int:
+def make(path: Path, output: TextIO | None = None) -> int:
     """Make the stage of a task's file: 0 where it is done, also by another; else the exit status of
     the command that failed, or 128 + the signal that ended it. `output` gets what commands say."""
     task = read_json(path)
@@ -32,10 +32,10 @@ def make(path: Path, output: Any = None) -> int:
             with locked(Path(task["lock"])):
                 return _made(path, task, output)
         except InUseError as error:  # a job that was submitted twice waits for the first
-            print(error, flush=True)
+            print(error, file=output, flush=True)
 
 
-def _made(path: Path, task: dict[str, Any], output: Any) -> int:
+def _made(path: Path, task: dict[str, Any], output: TextIO | None) -> int:
     folder, part = Path(task["folder"]), Path(task["part"])
     if read_json(folder / DONE).get("fingerprint") == task["fingerprint"]:
         return 0
@@ -43,7 +43,7 @@ def _made(path: Path, task: dict[str, Any], output: Any) -> int:
     end.unlink(missing_ok=True)
     if problem := _unready(task):
         write_json(end, {"fingerprint": task["fingerprint"], "why": problem, "status": 1})
-        print(f"error: {problem}", flush=True)
+        print(f"error: {problem}", file=output, flush=True)
         return 1
     part.mkdir(parents=True, exist_ok=True)
     with _Child() as child:
@@ -60,7 +60,7 @@ def _made(path: Path, task: dict[str, Any], output: Any) -> int:
     if absent := [name for name in task["outputs"] if not (part / name).exists()]:
         why = f"its commands ended well, but {part / absent[0]} is not there"
         write_json(end, {"fingerprint": task["fingerprint"], "why": why, "status": 1})
-        print(f"error: {why}", flush=True)
+        print(f"error: {why}", file=output, flush=True)
         return 1
     finish(task, part, time.time() - started)
     return 0
@@ -123,7 +123,7 @@ class _Child:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM if len(self.received) == 1 else signal.SIGKILL)
 
-    def run(self, argv: list[str], cwd: str, output: Any) -> int:
+    def run(self, argv: list[str], cwd: str, output: TextIO | None) -> int:
         """The exit status of a command; that of a signal where one came before."""
         if self.received:
             return 128 + self.received[0]

@@ -128,8 +128,11 @@ class Recipe:
 
 def is_recipe(path: Path) -> bool:
     """Whether a file, or a folder by its recipe.yaml, is a recipe. Raises ConfigError."""
-    file = path / RESOLVED if path.is_dir() else path
-    return file.is_file() and "recipe" in read_yaml(file)
+    try:
+        file = path / RESOLVED if path.is_dir() else path
+        return file.is_file() and "recipe" in read_yaml(file)
+    except OSError:  # not ours to read
+        return False
 
 
 def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
