@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2v2dist.config import read_paper
-from w2v2dist.reporting.paper import references, show
+from w2v2dist.reporting.references import references, show
 
 ANY = "any"  # decoder of a figure whose decoder is not said
 TASKS = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "language_model": "Language model"}
