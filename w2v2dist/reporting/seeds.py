@@ -88,7 +88,7 @@ def places_of(recipe: Recipe) -> list[Place]:
             if cell.seed in seeds:
                 raise ConfigError(
                     f"{recipe.path}: {stage.name} has the cell of another stage ({cell.row}, "
-        X
+                    f"{cell.split}, {cell.decoder}, seed {cell.seed}): give one another seed"
                 )
             seeds[cell.seed] = _read(recipe, stage, cell, where[stage.name])
     return [

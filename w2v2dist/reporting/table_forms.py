@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from w2v2dist.reporting.beside import DECODED, Beside, Line, Tables
+from w2v2dist.config import ConfigError
+from w2v2dist.recipes.recipe import Recipe
+from w2v2dist.reporting.beside import DECODED, Beside, Line, Tables, tables_of
 from w2v2dist.reporting.page import Html, tag
 from w2v2dist.reporting.page import table as html_table
 from w2v2dist.reporting.seeds import Place
@@ -124,8 +126,13 @@ def _digits(rate: float) -> str:
     return "" if math.isnan(rate) else repr(100 * rate)
 
 
-def html(found: Tables) -> Iterator[Html]:
-    """The tables of a page."""
+def html_tables(recipe: Recipe) -> Iterator[Html]:
+    """A recipe's tables on a page; why there are none."""
+    try:
+        found = tables_of(recipe)
+    except ConfigError as error:
+        yield tag("p", str(error), class_="problem", dir="auto")
+        return
     for beside in found.tables:
         yield tag("h3", beside.table.heading)
         yield html_table(_head(beside), _rows(beside, ", "))
