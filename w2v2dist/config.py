@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
@@ -81,8 +82,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content if base is None else merge(read_yaml(path.parent / str(base)), content)
 
 
+@functools.cache
 def read_paper(section: str) -> dict[str, Any]:
-    """A section of the papers' numbers (paper.yaml)."""
+    """A section of the papers' numbers (paper.yaml), to be read only."""
     values: dict[str, Any] = read_yaml(PAPER)[section]
     return values
 

@@ -120,16 +120,13 @@ def _lines(
     table: PaperTable, places: list[Place], placed: set[tuple[str, str, str]]
 ) -> Iterator[Line]:
     """The lines of a table, with ours where there are any; what was used is added to `placed`. Of a
-    figure whose decoder is not said every decoder of ours stands beside it."""
+    figure whose decoder is not said every decoder of ours stands beside it; other rates do not."""
     for row in table.rows:
         found: dict[str, dict[str, Place]] = {}
         for place in places:
-            decoder = row.decoder in (ANY, place.decoder)
-            if (
-                decoder
-                and same_row(place.row) == same_row(row.name)
-                and place.column in table.columns
-            ):
+            here = same_row(place.row) == same_row(row.name) and place.column in table.columns
+            same_rate = all(r.rate_name.upper() in table.rate for r in place.found.values())
+            if here and same_rate and row.decoder in (ANY, place.decoder):
                 found.setdefault(place.decoder, {})[place.column] = place
                 placed.add((place.row, place.column, place.decoder))
         for decoder, ours in found.items() or [(row.decoder, {})]:

@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> None:
     print.
 
     example:
-      w2v2dist table
       w2v2dist table configs/recipes/librispeech_base.yaml --table 1
       w2v2dist table runs/recipes/tiny --output table.csv
+      w2v2dist table --table U3
     """
     recipe = read_recipe(_existing(args.recipe), args.overrides) if args.recipe else None
     found = tables_of(recipe, everything=args.all, number=args.table, overrides=args.overrides)

@@ -75,8 +75,8 @@ def markdown(found: Tables, width: int | None = None) -> str:
         parts.append(f"## {_escaped(beside.table.heading)}\n\n{table}")
     parts += [_escaped(line) for line in _legend(found)]
     if found.missing:
-        first, *lines, last = _missing(found, None)
-        items = "\n".join(f"- {_escaped(line.strip())}" for line in lines)
+        first, *places, last = _missing(found, None)
+        items = "\n".join(f"- {_escaped(place.strip())}" for place in places)
         parts += [_escaped(first), items, f"```\n{last.strip()}\n```"]
     return "\n\n".join(parts) + "\n"
 
