@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     print.
 
     example:
-      w2v2dist table configs/recipes/librispeech_base.yaml --table 1
+      w2v2dist table configs/recipes/tiny.yaml --table 1
       w2v2dist table runs/recipes/tiny --output table.csv
       w2v2dist table --table U3
     """
