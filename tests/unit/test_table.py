@@ -21,6 +21,7 @@ from w2v2dist.data.alphabet import alphabet
 from w2v2dist.decode.results import Line, score, write
 from w2v2dist.decode.significance import seeds_interval, t_quantile
 from w2v2dist.recipes.recipe import DONE, Recipe, Stage, read_recipe
+from w2v2dist.recipes.state import end_path, write_json
 from w2v2dist.reporting.beside import tables_of
 from w2v2dist.reporting.paper_tables import paper_errors, result_tables, setting_tables
 from w2v2dist.reporting.table_forms import FORMS, HEAD
@@ -310,7 +311,8 @@ def test_what_is_of_something_else_is_said(tmp_path: Path) -> None:
 
 
 def _missing(recipe: Recipe) -> tuple[Any, ...]:
-    return tables_of(recipe).missing.get("10 h BASE LS-960, no LM, test_clean", ())
+    places = (p for p in tables_of(recipe).missing if p.column == "test_clean")
+    return next((p.missing for p in places), ())
 
 
 def test_another_rate_stands_apart(tmp_path: Path) -> None:
@@ -323,6 +325,20 @@ def test_another_rate_stands_apart(tmp_path: Path) -> None:
     paper, own = tables_of(recipe).tables
     assert [*paper.lines[0].ours] == ["dev_other"]
     assert (own.table.rate, own.table.columns) == ("CER", ("test_clean",))
+
+
+def test_what_blocks_a_place_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However far up it stands; others wait."""
+    recipe = recipe_of(tmp_path)
+    stage = recipe.stages["shards_dev_other"]
+    end = {"fingerprint": stage.fingerprint, "why": "the corpus is gone"}
+    write_json(end_path(recipe.folder, stage.name), end)
+    shown = " ".join(table(str(recipe.path), capsys=capsys).split())
+    assert (
+        "dev_other seeds 1, 2, 3; test_clean seeds 1, 2, 3: shards_dev_other failed: the" in shown
+    )
+    write_json(end_path(recipe.folder, stage.name), {**end, "fingerprint": "another"})
+    assert "seeds 1, 2, 3: waiting" in " ".join(table(str(recipe.path), capsys=capsys).split())
 
 
 def test_two_stages_of_one_place(tmp_path: Path) -> None:
@@ -361,7 +377,7 @@ def test_report_of_a_recipe(tmp_path: Path) -> None:
     assert "5.00, " in page
     assert "&lt;script&gt;x" in page
     assert "<script>x" not in page
-    assert "greedy_2_test_clean" in page
+    assert "no LM, dev_other seeds 1, 2, 3; test_clean seeds 2, 3: waiting" in page
 
 
 def test_settings_say_whose_they_are() -> None:

@@ -15,7 +15,7 @@ from w2v2dist.reporting.paper_tables import (
     same_row,
     setting_tables,
 )
-from w2v2dist.reporting.seeds import Missing, Place, places_of
+from w2v2dist.reporting.seeds import Place, places_of
 
 DECODED = {"greedy": "no LM", "ngram": "n-gram", "transformer": "Transformer", ANY: "", "": ""}
 OWN = "own"  # the table of what no paper has
@@ -46,11 +46,12 @@ class Beside:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """What is shown: tables, and of a recipe what is missing, by line, and the command for it."""
+    """What is shown: tables, and of a recipe the places that are not whole, and the command for
+    what they lack."""
 
     tables: tuple[Beside, ...]
     recipe: str = ""  # its name
-    missing: Mapping[str, tuple[Missing, ...]]
+    missing: tuple[Place, ...] = ()
     command: str = ""
     num_places: int = 0
 
@@ -85,11 +86,7 @@ def tables_of(
     return Tables(
         tables=tuple(shown),
         recipe=recipe.name if recipe is not None else "",
-        missing={
-            f"{place.row}, {DECODED[place.decoder]}, {place.column}": place.missing
-            for place in places
-            if place.missing and id(place) in there
-        },
+        missing=tuple(place for place in places if place.missing and id(place) in there),
         command=f"python launch/submit.py --recipe {shlex.join(named_by)}",
         num_places=len(there),
     )

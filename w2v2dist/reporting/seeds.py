@@ -12,7 +12,7 @@ from typing import Any
 from w2v2dist.config import ConfigError
 from w2v2dist.decode.significance import seeds_interval
 from w2v2dist.recipes.recipe import DONE, Cell, Recipe, Stage
-from w2v2dist.recipes.state import State, changes_of, states
+from w2v2dist.recipes.state import ENDS, State, changes_of, states
 
 RATES = ("wer", "per", "cer")
 
@@ -90,7 +90,7 @@ def places_of(recipe: Recipe) -> list[Place]:
                     f"{recipe.path}: {stage.name} has the cell of another stage ({cell.row}, "
                     f"{cell.split}, {cell.decoder}, seed {cell.seed}): give one another seed"
                 )
-            seeds[cell.seed] = _read(recipe, stage, cell, where[stage.name])
+            seeds[cell.seed] = _read(recipe, stage, cell, where)
     return [
         Place(
             row=row,
@@ -103,7 +103,9 @@ def places_of(recipe: Recipe) -> list[Place]:
     ]
 
 
-def _read(recipe: Recipe, stage: Stage, cell: Cell, state: State) -> Reading | Missing:
+def _read(
+    recipe: Recipe, stage: Stage, cell: Cell, where: Mapping[str, State]
+) -> Reading | Missing:
     """The evaluation of a stage, where it is the one that the recipe means."""
 
     def missing(why: str) -> Missing:
@@ -111,7 +113,7 @@ def _read(recipe: Recipe, stage: Stage, cell: Cell, state: State) -> Reading | M
 
     path = stage.folder / "evaluation.json"
     if not path.exists():
-        return missing(f"{state.name}: {state.why}" if state.why else state.name)
+        return missing(_where(recipe, stage, where))
     record = stage.record()
     if not record:
         return missing(f"not used: {path} is there, but no {DONE} of this recipe beside it")
@@ -123,6 +125,17 @@ def _read(recipe: Recipe, stage: Stage, cell: Cell, state: State) -> Reading | M
         return _checked(recipe, stage, about)
     except (OSError, ValueError, RecursionError) as error:
         return missing(f"not used: {path} cannot be read ({error}); remove it")
+
+
+def _where(recipe: Recipe, stage: Stage, where: Mapping[str, State]) -> str:
+    """Where a stage is, in words; of a blocked one what blocks it, wherever that stands."""
+    state, name = where[stage.name], ""
+    while state.name == "blocked":
+        name = next(n for n in stage.needs if where[n].name in (*ENDS, "blocked"))
+        stage, state = recipe.stages[name], where[name]
+    said = f"{name} {state.name}" if name else state.name
+    log = f" ({state.log})" if state.log is not None and state.name in ENDS else ""
+    return f"{said}: {state.why}{log}" if state.why else f"{said}{log}"
 
 
 def _checked(recipe: Recipe, stage: Stage, about: Any) -> Reading:

@@ -196,15 +196,20 @@ def _legend(found: Tables) -> list[str]:
 
 
 def _missing(found: Tables, width: int | None) -> list[str]:
-    """What is missing, a line each, and the command that brings it, the last."""
-    number = len(found.missing)
-    lines = [f"Missing in {number} of {found.num_places} places of {found.recipe}:"]
-    for place, missing in found.missing.items():
-        by_reason: dict[str, list[str]] = {}
-        for m in missing:
-            by_reason.setdefault(m.why, []).append(f"seed {m.seed} ({m.stage})")
-        parts = [f"{', '.join(seeds)}: {why}" for why, seeds in by_reason.items()]
-        line = f"  {place}: {'; '.join(parts)}"
+    """What is missing, a line for each reason in each row, and the command that brings it, the
+    last."""
+    lines = [f"Missing in {len(found.missing)} of {found.num_places} places of {found.recipe}:"]
+    reasons: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for place in found.missing:
+        for m in place.missing:
+            columns = reasons.setdefault((place.row, DECODED[place.decoder], m.why), {})
+            columns.setdefault(place.column, []).append(str(m.seed))
+    for (row, decoder, why), columns in reasons.items():
+        which = "; ".join(
+            f"{column} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+            for column, seeds in columns.items()
+        )
+        line = f"  {row}, {decoder}, {which}: {why}"
         if width:
             line = textwrap.fill(
                 line,
