@@ -310,6 +310,19 @@ def test_what_is_of_something_else_is_said(tmp_path: Path) -> None:
     assert "was made before a change (what it needs)" in _missing(again)[0].why
 
 
+def test_a_stage_may_be_a_link(tmp_path: Path) -> None:
+    """A checkpoint's path is the real one, without the name of the link."""
+    recipe = recipe_of(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    recipe.folder.mkdir()
+    (recipe.folder / "finetune_1").symlink_to(tmp_path / "scratch")
+    path = evaluated(recipe, "greedy_1_test_clean", 1)
+    about = json.loads(path.read_text())
+    about["asked"]["model"] = str((tmp_path / "scratch/checkpoints/step_7").resolve())
+    path.write_text(json.dumps(about))
+    assert [m.seed for m in _missing(recipe)] == [2, 3]
+
+
 def _missing(recipe: Recipe) -> tuple[Any, ...]:
     places = (p for p in tables_of(recipe).missing if p.column == "test_clean")
     return next((p.missing for p in places), ())

@@ -146,8 +146,8 @@ def _checked(recipe: Recipe, stage: Stage, about: Any) -> Reading:
     asked = about.get("asked")
     for what, expected in _named(recipe, stage).items():
         said = str(asked.get(what, "")) if isinstance(asked, dict) else ""
-        if not expected <= {part for path in said.split(",") for part in Path(path).parts}:
-            raise ValueError(f"it is of {what} {said or '?'}, not of {', '.join(sorted(expected))}")
+        if absent := [path.name for path in expected if not _is_of(said, path)]:
+            raise ValueError(f"it is of {what} {said or '?'}, not of {', '.join(absent)}")
     name = next((rate for rate in RATES if rate in about), None)
     if name is None:
         raise ValueError("it has no error rate")
@@ -160,16 +160,24 @@ def _checked(recipe: Recipe, stage: Stage, about: Any) -> Reading:
     return Reading(rate_name=name, rate=float(rate), low=float(low), high=float(high))
 
 
-def _named(recipe: Recipe, stage: Stage) -> dict[str, set[str]]:
-    """The stages whose results an evaluation is made of: its model, and its data."""
+def _is_of(said: str, folder: Path) -> bool:
+    """Whether one of the paths that were `said` is a folder, or in it: by its name, wherever the
+    recipe lies now, or by where a link leads."""
+    real = folder.resolve()
+    paths = [Path(path) for path in said.split(",")]
+    return any(folder.name in path.parts or path.is_relative_to(real) for path in paths)
+
+
+def _named(recipe: Recipe, stage: Stage) -> dict[str, list[Path]]:
+    """The folders of stages that an evaluation is made of: its model, and its data."""
     for command in stage.commands:
         words = list(command)
         if "evaluate" in words[:-1]:
             at = words.index("evaluate") + 1
             data = words[words.index("--data") + 1] if "--data" in words[:-1] else ""
-            names = {"model": [words[at]], "data": data.split(",")}
+            named = {"model": [Path(words[at])], "data": [Path(path) for path in data.split(",")]}
             return {
-                what: {Path(path).name for path in paths} & recipe.stages.keys()
-                for what, paths in names.items()
+                what: [path for path in paths if path.name in recipe.stages]
+                for what, paths in named.items()
             }
     return {}
