@@ -217,7 +217,7 @@ def test_a_recipe_beside_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture
     )
     shown = table(path, capsys=capsys)
     assert "8.33 ± 3.82" in shown
-    assert "1 of 3 seeds" in shown
+    assert "1/3 seeds" in shown
     assert f"python launch/submit.py --recipe {path}" in shown
     assert "100 h BASE" not in shown
     assert "100 h BASE" in table(path, "--all", capsys=capsys)

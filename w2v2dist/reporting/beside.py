@@ -17,7 +17,7 @@ from w2v2dist.reporting.paper_tables import (
 )
 from w2v2dist.reporting.seeds import Place, places_of
 
-DECODED = {"greedy": "no LM", "ngram": "n-gram", "transformer": "Transformer", ANY: "", "": ""}
+DECODED = {"greedy": "no LM", "ngram": "n-gram", "transformer": "Transf.", ANY: "", "": ""}
 OWN = "own"  # the table of what no paper has
 
 

@@ -185,9 +185,8 @@ def _cell(place: Place, between: str) -> str:
     if not math.isnan(place.deviation):
         parts[0] += f" ± {100 * place.deviation:.2f}"
     if over:
-        parts.append(f"{100 * low:.2f} to {100 * high:.2f}")
-    plural = "s" * (place.num_planned != 1)
-    return between.join([*parts, f"{len(place.found)} of {place.num_planned} seed{plural}"])
+        parts.append(f"{100 * low:.2f}–{100 * high:.2f}")
+    return between.join([*parts, f"{len(place.found)}/{place.num_planned} seeds"])
 
 
 def _legend(found: Tables) -> list[str]:
