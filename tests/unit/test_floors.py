@@ -123,7 +123,8 @@ def test_no_file_or_function_has_outgrown_its_reader() -> None:
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:  # type: ignore[operator]
                 long.append(f"{ids(path)}: {node.name}")
     assert long == []
-    rooms = [p for p in PACKAGE.iterdir() if p.name not in ("__init__.py", "__pycache__")]
+    others = ("__init__.py", "__pycache__", "paper.yaml")
+    rooms = [p for p in PACKAGE.iterdir() if p.name not in others]
     assert len(rooms) <= 15
 
 
