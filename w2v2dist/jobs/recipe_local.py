@@ -94,7 +94,7 @@ def _run(recipe: Recipe, stage: Stage, num_processes: int) -> int:
     if status == 0:
         finish(read_json(task), stage.folder, time.time() - started)
     elif status not in INTERRUPTED:
-        why = last_line(logs)
+        why = f"a process was ended by signal {status - 128}" if status > 128 else last_line(logs)
         values = {"fingerprint": stage.fingerprint, "why": why, "status": status}
         write_json(end_path(recipe.folder, stage.name), values)
     return status

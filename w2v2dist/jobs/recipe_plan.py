@@ -37,6 +37,7 @@ class Cost:
 def costs(recipe: Recipe, cluster: ClusterConfig) -> dict[str, Cost]:
     """What each stage needs, predicted."""
     known: dict[tuple[object, ...], Cost] = {}
+    heard: set[tuple[str, ...]] = set()  # models and shards whose log-probabilities are counted
     out: dict[str, Cost] = {}
     for name, stage in recipe.stages.items():
         if stage.is_training:
@@ -46,7 +47,7 @@ def costs(recipe: Recipe, cluster: ClusterConfig) -> dict[str, Cost]:
                 known[key] = _training(stage, cluster)
             out[name] = known[key]
         else:
-            out[name] = Cost(disk=_disk(recipe, stage))
+            out[name] = Cost(disk=_disk(recipe, stage, heard))
     return out
 
 
@@ -70,13 +71,16 @@ def _training(stage: Stage, cluster: ClusterConfig) -> Cost:
     )
 
 
-def _disk(recipe: Recipe, stage: Stage) -> float | None:
+def _disk(recipe: Recipe, stage: Stage, heard: set[tuple[str, ...]]) -> float | None:
     if stage.kind == "shards":
         return None if stage.hours is None else stage.hours * FLAC_BYTES_PER_HOUR
     if stage.kind in ("evaluate", "tune"):
-        hours = [recipe.stages[need].hours for need in stage.needs if need in recipe.stages]
-        heard = max((h for h in hours if h), default=0.0)
-        return heard * (PAGES_BYTES + FRAMES_PER_HOUR * SYMBOLS * 2)
+        needed = [recipe.stages[need] for need in stage.needs if need in recipe.stages]
+        hours = sum(other.hours or 0.0 for other in needed)
+        of = tuple(o.name for o in needed if o.kind in ("finetune", "shards"))
+        kept = 0 if of in heard else FRAMES_PER_HOUR * SYMBOLS * 2
+        heard.add(of)
+        return hours * (PAGES_BYTES + kept)
     return 0.0 if stage.kind == "table" else None
 
 

@@ -79,6 +79,9 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
     written = merge(read_yaml(file), parse_overrides(overrides))
     if "recipe" not in written:
         raise ConfigError(f"{file} is no recipe: it has no key `recipe` with its name")
+    stages = written.get("stages")
+    if isinstance(stages, dict):  # null: left out, by a file over its base or on the command line
+        written["stages"] = {name: entry for name, entry in stages.items() if entry is not None}
     read = from_dict(RecipeFile, written)
     folder = Path(os.path.expanduser(os.path.expandvars(read.folder or f"{FOLDERS}/{read.recipe}")))
     corpora = {name: _path(value) for name, value in read.corpora.items()}
@@ -87,12 +90,11 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
     if unknown := [name for name in given if name not in drafts]:
         raise ConfigError(f"given.{unknown[0]}: the recipe has no such stage: {_some(drafts)}")
     drafts = _wanted(_connected(drafts), set(given))
-    stages = _finished(drafts, Places(folder, corpora, given))
     return Recipe(
         name=read.recipe,
         folder=folder,
         path=file,
-        stages=stages,
+        stages=_finished(drafts, Places(folder, corpora, given)),
         corpora=corpora,
         given=given,
         written={**written, "folder": str(folder)},
@@ -154,13 +156,14 @@ def _draft(
     config: str | None = None
     settings: tuple[str, ...] = ()
     what: Any
+    nodes = spelled(filled(entry.nodes, values, f"{where}.nodes"))
     if entry.train is not None:
         config = _found(spelled(filled(entry.train, values, f"{where}.train")))
         set_ = flatten(filled(entry.set, values, f"{where}.set"))
         settings = tuple(f"{key}={_as_text(value)}" for key, value in set_.items())
         resolved = read_config(config, [*settings, f"run_dir={OUT}"])
         kind, what = str(resolved.task), _lasting(resolved)
-        commands = _training(config, settings, entry.nodes)
+        commands = _training(config, settings, nodes)
     else:
         lines = entry.run if isinstance(entry.run, list) else [entry.run]
         commands = tuple(words(line, values, f"{where}.run") for line in lines)
@@ -175,7 +178,7 @@ def _draft(
             group=group,
             folder=folder,
             config=config,
-            nodes=spelled(filled(entry.nodes, values, f"{where}.nodes")),
+            nodes=nodes,
             resources=_resources(read, kind, entry),
             hours=None if hours is None else float(hours),
             cell=None if cell is None else from_dict(Cell, cell, f"{where}.cell."),

@@ -69,7 +69,8 @@ def filled(value: Any, values: Mapping[str, Any], where: str) -> Any:
         return value
     whole = VALUE.fullmatch(value)
     if whole and whole[1].split(".")[0] not in LATER:
-        return _lookup(whole[1], values, where)
+        found = _lookup(whole[1], values, where)
+        return spelled(found) if isinstance(found, dict) else found
     return VALUE.sub(
         lambda m: m[0] if m[1].split(".")[0] in LATER else spelled(_lookup(m[1], values, where)),
         value,
