@@ -15,7 +15,11 @@ from w2v2dist.tasks.train import read_config
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [*references("pretrain"), *references("finetune")]
 TEXTS = "language_model"
-FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("common_"))
+FILES = sorted(
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name != "recipes" and not path.name.startswith("common_")
+)
 PRECISION = (
     "bf16 instead of fp16 (released file) [all of F: fp16, which underflows in large models]"
 )
