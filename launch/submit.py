@@ -1,10 +1,12 @@
-"""Start a training on a Slurm cluster, or here; the same command again resumes it."""
+"""Start a training, or all stages of a recipe, on a Slurm cluster or here; the same command again
+resumes it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,11 @@ EPILOG = """examples:
   python launch/submit.py --nodes 4-8 --cluster launch/clusters/generic.yaml configs/base_ls960.yaml
   # here, on all GPUs (on the CPU: 2 processes)
   python launch/submit.py --local configs/tiny_pretrain.yaml data.train=DIR data.valid=DIR
+  # everything behind a table of the paper: what it needs; here; as jobs that wait for each other
+  python launch/submit.py --recipe configs/recipes/lv60k.yaml --dry-run
+  python launch/submit.py --recipe configs/recipes/tiny.yaml --local
+  python launch/submit.py --cluster FILE --recipe configs/recipes/librispeech_base.yaml \\
+    corpora.librispeech=DIR
   # which settings are fastest on this machine's GPUs: some minutes of measuring
   python launch/submit.py --autotune configs/large_lv60k.yaml
 
@@ -42,7 +49,16 @@ ENDED = {
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 submitted or finished, 1 failed, 2 a user's mistake, 75 saved on a signal."""
-    args = make_parser().parse_intermixed_args(argv)
+    parser = make_parser()
+    args = parser.parse_intermixed_args(argv)
+    args.again = shlex.join(
+        ["python", "launch/submit.py", *(sys.argv[1:] if argv is None else argv)]
+    )
+    if args.recipe is not None:  # then the first word is a setting
+        args.overrides = [word for word in (args.config, *args.overrides) if word is not None]
+        args.config = args.recipe
+    if args.config is None:
+        parser.error("the following arguments are required: CONFIG, or --recipe FILE")
     try:
         return _run(args)
     except (ConfigError, ValueError) as error:
@@ -59,8 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", metavar="CONFIG", help="YAML file of the training")
+    add("config", nargs="?", metavar="CONFIG", help="YAML file of the training, or of a recipe")
     add("overrides", nargs="*", metavar="key=value", help="settings that win over CONFIG")
+    add("--recipe", metavar="FILE", help="a recipe, or its folder, in place of CONFIG")
     add("--nodes", default="1", metavar="N|MIN-MAX", help="number of nodes (default: 1)")
     add("--gpus-per-node", type=int, metavar="N", help="default: the profile's, 8; 0: no GPUs")
     add("--tasks-per-node", type=int, metavar="N", help="processes per node (default: one per GPU)")
@@ -86,10 +103,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from w2v2dist.jobs.cluster import TrainJob, make_executor
+    from w2v2dist.jobs.cluster import TrainJob, make_executor, minutes_of
+    from w2v2dist.recipes.recipe import is_recipe
     from w2v2dist.runtime.distributed import VirtualRanks
     from w2v2dist.tasks.train import read_config  # late: --help need not wait for torch
 
+    if args.recipe is not None or is_recipe(Path(args.config)):
+        from w2v2dist.jobs import recipe_command
+
+        return recipe_command.run(args, lambda: read_cluster(args), args.again)
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()
     if args.autotune:
@@ -100,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
     cluster = read_cluster(args)
     VirtualRanks(config.data.virtual_world_size).check(high * cluster.num_tasks_per_node)
     nodes = str(low) if low == high else f"{low}-{high}"
-    executor = make_executor(cluster, run_dir, nodes, parse_minutes(cluster.time))
+    executor = make_executor(cluster, run_dir, nodes, minutes_of(cluster.time))
     if args.dry_run:
         _print_plan(config, low, high, cluster)
         print(f"\n# the sbatch script\n{executor.script()}\n\nnothing was submitted (--dry-run)")
@@ -140,21 +162,6 @@ def parse_nodes(text: str) -> tuple[int, int]:
             f"--nodes is {text!r} but must be N or MIN-MAX, 1 <= MIN <= MAX: for example 8 or 12-16"
         )
     return low, high
-
-
-def parse_minutes(text: str) -> int:
-    """Minutes of "90", "HH:MM:SS" or "D-HH:MM:SS", rounded up. Raises ValueError."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d{1,2}):(\d{1,2})", text.strip())
-    if match:
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        total = days * 1440 + hours * 60 + minutes + (seconds > 0)
-    else:
-        total = int(text) if text.strip().isdigit() else 0
-    if total < 1:
-        raise ValueError(
-            f"--time is {text!r} but must be HH:MM:SS, D-HH:MM:SS or minutes, at least 1 minute"
-        )
-    return total
 
 
 def read_cluster(args: argparse.Namespace) -> Any:

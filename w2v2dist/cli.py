@@ -25,6 +25,7 @@ COMMANDS = {
     "train": {"train": ("tasks.train", "train one rank; the same command resumes the run")},
     "look": {
         "status": ("reporting.status", "state, progress, speed and lost time of a run"),
+        "table": ("reporting.table", "the papers' tables with a recipe's results beside them"),
         "report": ("reporting.report", "report.html with the curves and events of runs"),
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
     },

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 T = TypeVar("T")
+PAPER = Path(__file__).with_name("paper.yaml")
 TAGS = ("int", "float", "timestamp")  # of YAML 1.1, which Loader reads in its own way
 
 
@@ -78,6 +80,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} must be a mapping of keys to values")
     base = content.pop("base", None)
     return content if base is None else merge(read_yaml(path.parent / str(base)), content)
+
+
+@functools.cache
+def read_paper(section: str) -> dict[str, Any]:
+    """A section of the papers' numbers (paper.yaml), to be read only."""
+    values: dict[str, Any] = read_yaml(PAPER)[section]
+    return values
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from shards import build, verify
 from w2v2dist.cli import MODULES, parse
 from w2v2dist.config import from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.recipes.recipe import read_recipe
 from w2v2dist.tasks.finetune import FinetuneConfig
 from w2v2dist.tasks.language_model import LanguageModelingConfig
 from w2v2dist.tasks.pretrain import PretrainConfig
@@ -106,7 +107,10 @@ def check(words: list[str]) -> None:
 
 def check_w2v2dist(arguments: list[str]) -> None:
     args = parse(arguments)[1]
-    if hasattr(args, "overrides"):
+    if hasattr(args, "recipe"):
+        if args.recipe is not None and args.recipe.suffix == ".yaml":
+            read_recipe(args.recipe, args.overrides)
+    elif hasattr(args, "overrides"):
         read_config(args.config, args.overrides)
 
 

@@ -328,11 +328,12 @@ def test_evaluations_with_and_without_their_shards(tmp_path: Path, shards: Path)
 @pytest.mark.parametrize(
     ("name", "about", "expected"),
     [
-        ("base_10h", {"asked.decoder": "greedy", "data": "d/test-clean"}, (6.1, None)),
+        ("base_10h", {"asked.decoder": "greedy", "data": "d/test-clean"}, (11.1, 1)),
         ("base_100h", {"asked.decoder": "greedy", "data": "d/test_other"}, (13.3, 1)),
         ("base_10h", {"asked.lm": "4gram.arpa (1)", "data": "test_other"}, (9.5, 1)),
         ("base_10h", {"asked.lm": "lm (1 bytes, ab)", "data": "test_clean"}, (3.2, 1)),
-        ("base_10h", {"asked.decoder": "greedy", "data": "dev_clean"}, (None, 0)),
+        ("base_10h", {"asked.decoder": "greedy", "data": "dev_clean"}, (10.9, 1)),
+        ("base_10h", {"asked.decoder": "greedy", "data": "valid"}, (None, 0)),
     ],
 )
 def test_the_papers_numbers(

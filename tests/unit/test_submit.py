@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.submit import main, parse_minutes, parse_nodes, read_cluster
+from launch.submit import main, parse_nodes, read_cluster
 from w2v2dist.config import ConfigError, from_dict, read_yaml
-from w2v2dist.jobs.cluster import ClusterConfig, make_executor
+from w2v2dist.jobs.cluster import ClusterConfig, make_executor, minutes_of
 from w2v2dist.jobs.devices import DEVICES
 from w2v2dist.jobs.local import run_local
 from w2v2dist.jobs.plan import make_plan
@@ -37,10 +37,10 @@ def test_nodes_and_times() -> None:
     assert parse_nodes("8") == (8, 8)
     assert parse_nodes("12-16") == (12, 16)
     times = ["90", "01:30:00", "00:00:01", "2-01:00:00"]
-    assert [parse_minutes(t) for t in times] == [90, 90, 1, 2940]
+    assert [minutes_of(t) for t in times] == [90, 90, 1, 2940]
     for wrong in ("0", "1h", "00:00:00", "12:00"):
         with pytest.raises(ValueError, match="--time is"):
-            parse_minutes(wrong)
+            minutes_of(wrong)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_each_kind_of_option_is_there_once(
     args = argparse.Namespace(cluster=str(tmp_path / "c.yaml"), gpus_per_node=None)
     args = argparse.Namespace(**vars(args), tasks_per_node=None, partition=None, time=None)
     cluster = read_cluster(args)
-    script = make_executor(cluster, tmp_path, "2", parse_minutes(cluster.time)).script()
+    script = make_executor(cluster, tmp_path, "2", minutes_of(cluster.time)).script()
     options = [line[10:] for line in script.splitlines() if line.startswith("#SBATCH --")]
     assert {*there} <= {*options}
     names = [option.partition("=")[0] for option in options]

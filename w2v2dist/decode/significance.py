@@ -1,6 +1,8 @@
 """How sure an error rate is, and whether two differ: the bootstrap over utterances (Bisani and Ney,
 2004)."""
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,35 @@ def interval(errors: Sequence[int], num_units: Sequence[int]) -> tuple[float, fl
     rates = _drawn(np.array(errors), np.array(num_units))
     low, high = np.quantile(rates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def seeds_interval(rates: Sequence[float]) -> tuple[float, float]:
+    """The interval at LEVEL of the mean of two or more seeds' error rates, by Student's t: what
+    other seeds would change, not what other utterances would."""
+    half = t_quantile(len(rates) - 1) * statistics.stdev(rates) / math.sqrt(len(rates))
+    mean = statistics.fmean(rates)
+    return max(0.0, mean - half), mean + half
+
+
+def t_quantile(freedom: int) -> float:
+    """The t that |T| stays below with probability LEVEL; `freedom`: degrees of it, 1 or more."""
+    low, high = 0.0, math.pi / 2  # of the angle with t = sqrt(freedom) tan(angle)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_below(middle, freedom) < LEVEL else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _t_below(angle: float, freedom: int) -> float:
+    """P(|T| < sqrt(freedom) tan(angle)): Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    odd, sine, square = freedom % 2, math.sin(angle), math.cos(angle) ** 2
+    term, total = 1.0, 0.0
+    for i in range((freedom - odd) // 2):
+        total += term
+        term *= square * (2 * i + 1 + odd) / (2 * i + 2 + odd)
+    if not odd:
+        return sine * total
+    return 2 / math.pi * (angle + sine * math.cos(angle) * total)
 
 
 @dataclass(frozen=True, slots=True)

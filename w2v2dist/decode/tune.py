@@ -12,7 +12,7 @@ import optuna
 from rich.progress import track
 from rich.table import Table
 
-from w2v2dist.config import ConfigError, from_dict, read_yaml
+from w2v2dist.config import ConfigError, from_dict, read_paper, read_yaml
 from w2v2dist.data.index_writer import atomic
 from w2v2dist.decode.beam_config import WEIGHTS, BeamConfig, Hypothesis
 from w2v2dist.decode.decoders import Decoder, Rescorer, reordered
@@ -169,7 +169,7 @@ def beside_the_paper(found: dict[str, float], kind: str) -> Table:
     """The weights that were found beside the paper's; `kind` is ngram or transformer."""
     table = Table("labels", "pre-training", "LM weight", "word score")
     table.add_row("here", "", f"{found['lm_weight']:.2f}", f"{found['word_score']:.2f}")
-    for labels, models in read_yaml(Path(__file__).with_name("paper.yaml")).items():
+    for labels, models in read_paper("weights").items():
         for model, of_lm in models.items():
             table.add_row(labels, model, *(f"{value:.2f}" for value in of_lm[kind]))
     return table

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -172,8 +173,6 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
     kinds = {name for name in given if name != "gres" or "gpu" in str(given[name])}
     kinds |= {name for kind in KINDS if kinds & {*kind} for name in kind}
     no_kill: dict[str, Any] = {"no-kill": True} if cluster.no_kill else {}
-    modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
-    exports = [f"export {key}={_quoted(value)}" for key, value in cluster.environment.items()]
     functions = job_functions(run_dir, nodes.split("-")[0], cluster)
     executor.update_parameters(
         job_name=f"{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:6]}",
@@ -186,11 +185,33 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
             "--cpu-bind=none",  # the data workers of a rank need more than the rank's one core
             *cluster.srun_args,
         ],
-        setup=[*modules, *exports, *cluster.setup, functions],
+        setup=[*environment_lines(cluster), functions],
         additional_parameters={"nodes": nodes, "requeue": True, **no_kill, **given},
         **_defaults(cluster, minutes, kinds),
     )
     return executor
+
+
+def minutes_of(text: str) -> int:
+    """Minutes of "90", "HH:MM:SS" or "D-HH:MM:SS", rounded up. Raises ValueError."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d{1,2}):(\d{1,2})", text.strip())
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        total = days * 1440 + hours * 60 + minutes + (seconds > 0)
+    else:
+        total = int(text) if text.strip().isdigit() else 0
+    if total < 1:
+        raise ValueError(
+            f"--time is {text!r} but must be HH:MM:SS, D-HH:MM:SS or minutes, at least 1 minute"
+        )
+    return total
+
+
+def environment_lines(cluster: ClusterConfig) -> list[str]:
+    """Shell: what the profile does before the job's command."""
+    modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
+    exports = [f"export {key}={_quoted(value)}" for key, value in cluster.environment.items()]
+    return [*modules, *exports, *cluster.setup]
 
 
 def _defaults(cluster: ClusterConfig, minutes: int, kinds: set[str]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from w2v2dist.config import flatten, read_yaml
+from w2v2dist.config import flatten
 from w2v2dist.decode.results import compare_folders
 from w2v2dist.reporting import logs
+from w2v2dist.reporting.paper_tables import paper_errors
 from w2v2dist.reporting.runs import ERRORS, Run
 
 MOST_EVALUATIONS = 24  # of a run
@@ -165,8 +166,7 @@ def _main_rate(evaluation: Evaluation) -> float:
 def paper_rates(evaluation: Evaluation) -> dict[str, float]:
     """The paper's error rates (%) for the same split and kind of decoder, by what they are of: only
     those that the run's name, data and size point to, where they do. {}: the paper has none."""
-    table = read_yaml(Path(__file__).with_name("paper_errors.yaml"))
-    rows: dict[str, float] = table.get(_split(evaluation), {}).get(decoder_kind(evaluation), {})
+    rows = paper_errors(_split(evaluation), decoder_kind(evaluation))
     run = evaluation.run
     said = f"{run.name} {run.config.get('data.train', '')}".lower()
     words = re.split(r"[^0-9a-z]+", said)
@@ -183,7 +183,7 @@ def _split(evaluation: Evaluation) -> str:
     name = re.sub(r"[^a-z0-9]+", "_", Path(evaluation.data).name.lower())
     if "per" in evaluation.rates and "timit" in evaluation.data.lower():
         return "timit_test" if "test" in name else "timit_dev"
-    found = re.search(r"test_(clean|other)", name)
+    found = re.search(r"(dev|test)_(clean|other)", name)
     return found[0] if found and "wer" in evaluation.rates else ""
 
 

@@ -4,48 +4,18 @@ whether the learning rate fits the batch. The numbers are in paper.yaml, each wi
 import argparse
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-from w2v2dist.config import flatten, parse_overrides, read_yaml, to_dict
+from w2v2dist.config import flatten, parse_overrides, to_dict
 from w2v2dist.data.audio import SAMPLE_RATE
+from w2v2dist.reporting.references import Reference, references, show
 from w2v2dist.runtime.logging import console
 from w2v2dist.tasks.train import config_arguments, read_config
 from w2v2dist.training.config import TrainingConfig
 
 MUCH = 4  # a batch is much larger from here on
-
-
-class Reference(NamedTuple):
-    """What a configuration is compared with: values by dotted key, their source, and where paper
-    and released file differ: `{key: {"paper": …, "released": …, "reason": …}}`."""
-
-    name: str
-    values: dict[str, Any]
-    source: str
-    differences: dict[str, dict[str, Any]]
-
-
-def references(task: str) -> dict[str, Reference]:
-    """The references of a task ("pretrain", "finetune" or "language_model") by name."""
-    table = read_yaml(Path(__file__).with_name("paper.yaml"))
-    differences, sources = table.pop("differences"), table.pop("sources")
-
-    def resolve(name: str) -> dict[str, Any]:
-        own, out = flatten(table[name]), dict[str, Any]()
-        for base in own.pop("base", "").split():
-            out |= resolve(base)
-        return out | own
-
-    out: dict[str, Reference] = {}
-    for name, values in {name: resolve(name) for name in table}.items():
-        whole = "schedule.peak_lr" in values or task == "language_model"  # whose rate is unknown
-        if whole and values.get("task") == task:
-            common = {} if task == "language_model" else differences["common"]
-            split = common | differences.get(name, {})
-            out[name] = Reference(name, values, sources.get(name, "released file"), split)
-    return out
 
 
 def compare(
@@ -155,18 +125,6 @@ def written_reasons(path: str | Path) -> dict[str, str]:
 
     walk(yaml.compose("\n".join(lines)), "")
     return inherited | own
-
-
-def show(value: Any, digits: int = 6) -> str:
-    """A value as the paper prints it: 400,000, 3e-4, 0.65, [10, 3]."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if 0 < abs(value) < 0.01:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.{digits}g}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

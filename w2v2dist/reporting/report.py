@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from w2v2dist import __version__
+from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
 from w2v2dist.reporting import logs, scores, settings, timeline
 from w2v2dist.reporting.clips import Clips
 from w2v2dist.reporting.page import Html, cards, cut, document, fold, join, table, tag, write_whole
 from w2v2dist.reporting.panels import MARKED, Charts, Panel, marks, panels_of
 from w2v2dist.reporting.runs import ERRORS, MOST_RUNS, Run, find_runs, read_run
+from w2v2dist.reporting.table_forms import html_tables
 from w2v2dist.runtime.logging import console
 
 MOST_EVENTS = 300
@@ -28,16 +30,18 @@ def write_report(
     notes: dict[str, str] | None = None,
     *,
     audio: bool = True,
+    recipes: Sequence[Recipe] = (),
 ) -> Path:
     """Write the page for `run_dirs` to `output`, whole or not at all, and return it; `notes` (name:
-    text) stand at its top. Raises ValueError where a folder is not a run."""
+    text) and the tables of `recipes` stand at its top. Raises ValueError where a folder is not a
+    run."""
     runs = [read_run(Path(folder)) for folder in run_dirs]
-    if not runs:
+    if not runs and not recipes:
         raise ValueError("no run is named: give the folder of one")
     groups = _groups(runs)
     charts, clips = Charts.for_runs(groups), Clips() if audio else None
     sections = [_section(group, charts, clips, number) for number, group in enumerate(groups)]
-    title = " · ".join(run.name for run in runs)
+    title = " · ".join([*(recipe.name for recipe in recipes), *(run.name for run in runs)])
     head = [
         tag("h1", title, dir="auto"),
         *(
@@ -52,7 +56,7 @@ def write_report(
         [
             tag("header", *head, _contents(groups)),
             tag("noscript", tag("p", "The curves need JavaScript.", class_="problem")),
-            tag("main", *sections),
+            tag("main", *map(_tables, recipes), *sections),
             foot,
         ]
     )
@@ -60,6 +64,11 @@ def write_report(
     data = {**found, "clips": clips.uris if clips else []}
     write_whole(Path(output), document(f"{title}: run report", body, data))
     return Path(output)
+
+
+def _tables(recipe: Recipe) -> Html:
+    """The papers' tables with a recipe's results beside them."""
+    return tag("section", tag("h2", f"Tables of {recipe.name}", dir="auto"), *html_tables(recipe))
 
 
 def _groups(runs: list[Run]) -> list[list[Run]]:
@@ -288,7 +297,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist report` takes."""
     add = parser.add_argument
     below = f"or a folder that holds runs: its newest {MOST_RUNS}, the newest last"
-    add("runs", nargs="+", type=Path, metavar="RUN", help=f"run folder, {below}")
+    recipe = "or a recipe: its tables, and its runs"
+    add("runs", nargs="+", type=Path, metavar="RUN", help=f"run folder, {below}; {recipe}")
     add("--output", type=Path, help="file (default: report.html in the first RUN)")
     add("--no-audio", action="store_true", help="leave out the recordings of the worst utterances")
 
@@ -300,10 +310,32 @@ def run(args: argparse.Namespace) -> None:
     example:
       w2v2dist report runs/base_ls960
       w2v2dist report runs/ --output report.html
+      w2v2dist report configs/recipes/timit.yaml
     """
-    folders, left_out = find_runs(args.runs)
+    recipes = {path: read_recipe(path) for path in args.runs if _is_recipe(path)}
+    places = [recipes[path].folder if path in recipes else path for path in args.runs]
+    trained = [
+        place
+        for place, path in zip(places, args.runs, strict=True)
+        if path not in recipes or _has_runs(recipes[path])
+    ]
+    folders, left_out = find_runs(trained)
     if left_out:
         console.print(f"{left_out} older runs are left out: name them to see them")
-    output = args.output or args.runs[0] / "report.html"
-    path = write_report(folders, output, audio=not args.no_audio)
+    output = args.output or places[0] / "report.html"
+    path = write_report(folders, output, audio=not args.no_audio, recipes=[*recipes.values()])
     console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", markup=False)
+
+
+def _is_recipe(path: Path) -> bool:
+    """Whether a path is of a recipe; one that nobody lets us look into is not."""
+    try:
+        return is_recipe(path)
+    except OSError:
+        return False
+
+
+def _has_runs(recipe: Recipe) -> bool:
+    """Whether a training of the recipe has begun."""
+    trainings = (stage for stage in recipe.stages.values() if stage.is_training)
+    return any((stage.folder / "config.yaml").is_file() for stage in trainings)

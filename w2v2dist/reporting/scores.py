@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jiwer
 
-from w2v2dist.config import read_yaml
+from w2v2dist.config import read_paper
 from w2v2dist.reporting import logs
 from w2v2dist.reporting.clips import Clips
 from w2v2dist.reporting.evaluations import (
@@ -23,7 +22,6 @@ from w2v2dist.reporting.page import Html, cut, fold, join, table, tag
 from w2v2dist.reporting.runs import ERRORS, Run
 
 CALLED = {"wer": "WER", "cer": "letter errors", "per": "PER"}
-PAPER = Path(str(resources.files("w2v2dist.decode") / "paper.yaml"))  # weights
 LONGEST = 3_000  # characters of a text that is shown and compared
 
 
@@ -154,7 +152,7 @@ def _weights(evaluation: Evaluation) -> Html:
     kind = decoder_kind(evaluation) or "ngram"
     found = [evaluation.number(f"beam.{name}") for name in ("lm_weight", "word_score")]
     rows = [("here", *(f"{value:.2f}" for value in found))]
-    for labels, models in read_yaml(PAPER).items():
+    for labels, models in read_paper("weights").items():
         rows += [(f"{labels}, {m}", *(f"{v:.2f}" for v in of[kind])) for m, of in models.items()]
     title = f"Weights: LM {found[0]:.2f}, word score {found[1]:.2f}; the paper's"
     return fold(title, table(("labels, pre-training", "LM weight", "word score"), rows))

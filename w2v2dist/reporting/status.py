@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from w2v2dist.config import ConfigError, read_yaml
+from w2v2dist.recipes.recipe import is_recipe
 from w2v2dist.reporting.history import RECENT, STARTS, History
 from w2v2dist.reporting.words import format_status, write_table
 from w2v2dist.training.lock import Holder, last_holder
@@ -304,7 +305,8 @@ def interval(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `w2v2dist status` takes."""
     add = parser.add_argument
-    add("run", type=Path, help="run folder, or a folder with runs in it (three levels at most)")
+    where = "run folder, a folder with runs in it (three levels at most), or a recipe or its folder"
+    add("run", type=Path, help=where)
     add("--follow", action="store_true", help="show what changes, until the run has finished")
     rate = "of --follow, in seconds (default: 2)"
     add("--interval", type=interval, default=2.0, metavar="S", help=rate)
@@ -313,12 +315,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print state, progress, speed and lost time of a run that trains, ended or died, or a line for
-    each run in a folder.
+    each run in a folder; of a recipe where each of its stages is.
 
     example:
       w2v2dist status runs/base_ls960
       w2v2dist status runs --follow
+      w2v2dist status configs/recipes/tiny.yaml
     """
+    if is_recipe(args.run):
+        from w2v2dist.reporting.recipe_status import show  # it needs what trains
+
+        return show(args.run, args.interval, follow=args.follow, json_lines=args.json)
     if args.follow:
         from w2v2dist.reporting.follow import follow
 

@@ -1,0 +1,417 @@
+"""Recipes: what a file stands for, what makes a stage another, and running them here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch.submit import main
+from w2v2dist.config import ConfigError
+from w2v2dist.recipes.expand import canonical, expanded, filled, words
+from w2v2dist.recipes.prepare import prepare
+from w2v2dist.recipes.prints import corpus_print
+from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
+from w2v2dist.recipes.state import states
+from w2v2dist.reporting.recipe_status import rows
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
+# Seconds of work: texts and n-grams of them
+CHAIN: dict[str, Any] = {
+    "recipe": "chain",
+    "corpora": {"texts": "texts.txt"},
+    "let": {"orders": [2, 3]},
+    "stages": {
+        "text": {"run": "w2v2dist lm text {corpora.texts} --output {out}"},
+        "ngram": {
+            "each": {"order": "orders"},
+            "run": "w2v2dist lm ngram @text/text.txt --order {order} --output {out}/lm.arpa",
+        },
+        "again": {"run": "w2v2dist lm text @text/text.txt --output {out}"},
+    },
+}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes CHAIN, changed, to a file; the working folder has its corpus."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("ONE TWO THREE\nTWO FOUR ONE\nONE TWO FOUR\n")
+
+    def to_file(name: str = "chain.yaml", **changes: Any) -> Path:
+        stages = {**CHAIN["stages"], **changes.pop("stages", {})}
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({**CHAIN, **changes, "stages": stages}, sort_keys=False))
+        return path
+
+    return to_file
+
+
+# What a file stands for
+
+
+def test_loops_name_their_stages_and_the_last_runs_fastest() -> None:
+    let = {"labels": [{"id": "10m", "hours": 0.17}, {"id": "1h"}], "seed": 5}
+    found = list(expanded("train", {"label": "labels", "seed": [1, 2]}, let))
+    assert [n for n, _ in found] == ["train_10m_1", "train_10m_2", "train_1h_1", "train_1h_2"]
+    values = found[1][1]
+    assert filled("{label}/{label.hours} {seed} {out} {corpora.x}", values, "x") == (
+        "10m/0.17 2 {out} {corpora.x}"
+    )
+    assert filled({"a": ["{seed}", "{label}"]}, values, "x") == {"a": [2, "10m"]}
+    with pytest.raises(ConfigError, match=r"x has \{lable\}, but there is no such value.*label"):
+        filled("{lable}", values, "x")
+
+
+@pytest.mark.parametrize(
+    ("each", "message"),
+    [
+        ({"a": "nowhere"}, "must be a list, or the name of one under let"),
+        ({"a": []}, "at least one value"),
+        ({"a": [{"name": "x"}]}, "has no id"),
+        ({"a": ["10 min"]}, "letters, digits, _ and -"),
+    ],
+)
+def test_loops_that_cannot_be(each: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(expanded("x", each, {"scalar": 1}))
+
+
+def test_a_value_with_blanks_stays_one_word() -> None:
+    assert words("evaluate --name {n} 'a b'", {"n": "10 min"}, "x") == (
+        *("evaluate", "--name", "10 min", "a b"),
+    )
+    with pytest.raises(ConfigError, match="no command line"):
+        words("evaluate 'open", {}, "x")
+
+
+def test_the_order_of_options_and_processes_change_nothing() -> None:
+    one = ("w2v2dist", "evaluate", "M", "--beam-size", "5", "--data", "a", "--workers", "3")
+    assert canonical(one) == canonical((*one[:3], "--data=a", *one[3:5]))
+    assert canonical(one) != canonical((*one[:3], "--data", "b", *one[3:5]))
+
+
+def test_stages_stand_after_what_they_need(write: Write) -> None:
+    late = {"first": {"run": "w2v2dist lm text @again/text.txt --output {out}"}}
+    recipe = read_recipe(write(stages={**late, **CHAIN["stages"]}))
+    names = list(recipe.stages)
+    for name, stage in recipe.stages.items():
+        assert all(names.index(need) < names.index(name) for need in stage.needs)
+    assert recipe.stages["ngram_3"].needs == ("text",)
+    assert recipe.stages["ngram_3"].commands[0][3] == "runs/recipes/chain/text/text.txt"
+    assert recipe.stages["ngram_3"].outputs == ("lm.arpa",)
+    assert recipe.dependents({"again"}) == ["first"]
+    assert set(recipe.dependents({"text"})) == {"again", "first", "ngram_2", "ngram_3"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "messages"),
+    [
+        ({"a": {"run": "w2v2dist lm text @b --output {out}"}}, ["a needs @b, but there is no"]),
+        ({"a": {"run": "rm -rf {out}"}}, ["must be a command of this project"]),
+        ({"a": {"run": "python evil.py {out}"}}, ["must be a command of this project"]),
+        ({"a": {"run": "w2v2dist lm text x"}}, [r"must write to \{out\}"]),
+        ({"a": {}}, ["either `train: CONFIG` or `run: COMMAND`"]),
+        ({"a": {"train": "nowhere.yaml"}}, ["nowhere.yaml does not exist"]),
+        ({"a": {"run": "w2v2dist lm text {corpora.b} --output {out}"}}, ["the corpora are: texts"]),
+        ({"logs": {"run": "w2v2dist lm text x --output {out}"}}, ["choose another"]),
+        ({"a": {"runs": "x"}}, ["did you mean stages.a.run?"]),
+        (
+            {
+                "a": {"run": "w2v2dist lm text @b --output {out}"},
+                "b": {"run": "w2v2dist lm text @a --output {out}"},
+            },
+            ["in a circle: a needs b needs a"],
+        ),
+        (
+            {
+                "a": {"train": str(ROOT / "configs/tiny_pretrain.yaml"), "set": {"loop.max": 1}},
+                "b": {"run": "true {out}"},
+            },
+            ["stages.a: .*did you mean loop.max_steps", "stages.b.run is `true"],
+        ),
+        (
+            {
+                "a": {
+                    "run": "w2v2dist evaluate M --output {out}",
+                    "cell": {"row": "x", "split": "test", "decoder": "greedy", "seed": 1},
+                }
+            },
+            ["split is 'test' but must be one of"],
+        ),
+    ],
+)
+def test_mistakes_are_named(write: Write, stages: dict[str, Any], messages: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_recipe(write(stages=stages))
+    for message in messages:
+        assert error.match(message)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_the_recipes_of_the_repository(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert is_recipe(path)
+    assert recipe.name == path.stem
+    cells = [s.cell for s in recipe.stages.values() if s.cell]
+    assert len(cells) == len(set(cells)) > 0
+    assert {s.kind for s in recipe.stages.values() if s.cell} == {"evaluate"}
+    for stage in recipe.stages.values():
+        assert stage.is_training == (stage.config is not None)
+
+
+@pytest.mark.parametrize("name", ["librispeech_base", "librispeech_large", "lv60k"])
+def test_every_label_split_decoder_and_three_seeds(name: str) -> None:
+    recipe = read_recipe(ROOT / f"configs/recipes/{name}.yaml")
+    cells = [s.cell for s in recipe.stages.values() if s.cell]
+    rows_ = {c.row for c in cells}
+    assert {r.rsplit(" ", 2)[0] for r in rows_} >= {"10 min", "1 h", "10 h", "100 h", "960 h"}
+    for row in rows_:
+        mine = {(c.split, c.decoder, c.seed) for c in cells if c.row == row}
+        assert len(mine) == 4 * 3 * 3
+    if name == "librispeech_large":
+        assert "960 h LARGE from scratch" in rows_
+
+
+# What makes a stage another
+
+
+def prints(recipe: Recipe) -> dict[str, str]:
+    return {name: stage.fingerprint for name, stage in recipe.stages.items()}
+
+
+def changed(before: Recipe, after: Recipe) -> set[str]:
+    a, b = prints(before), prints(after)
+    return {name for name in a if a[name] != b.get(name)}
+
+
+def test_only_what_depends_on_a_change_changes(write: Write) -> None:
+    before = read_recipe(write())
+    path = write()
+    shuffled = yaml.safe_load(path.read_text())
+    shuffled["stages"] = dict(reversed(shuffled["stages"].items()))
+    path.write_text("# a comment\n" + yaml.safe_dump(shuffled, default_flow_style=True))
+    assert changed(before, read_recipe(path)) == set()
+    assert changed(before, read_recipe(path, ["folder=elsewhere", "corpora.texts=moved"])) == set()
+    order = {"ngram": {**CHAIN["stages"]["ngram"], "each": {"order": [2, 4]}}}
+    assert changed(before, read_recipe(write(stages=order))) == {"ngram_3"}
+    text = {"text": {"run": "w2v2dist lm text {corpora.texts} --min-count 1 --output {out}"}}
+    assert changed(before, read_recipe(write(stages=text))) == {*before.stages}
+
+
+def test_settings_that_cannot_matter_do_not_redo_a_training() -> None:
+    path = ROOT / "configs/recipes/tiny.yaml"
+    before = read_recipe(path)
+
+    def after(*overrides: str) -> set[str]:
+        return changed(before, read_recipe(path, list(overrides)))
+
+    assert after("stages.pretrain.nodes=2", "stages.pretrain.set.loop.log_every=7") == set()
+    assert after("resources.evaluate.mem=1G", "stages.finetune.set.data.num_workers=0") == set()
+    seed = after("stages.transformer.set.seed=7")
+    assert "transformer" in seed
+    assert not seed & {"pretrain", "finetune_1", "greedy_1_test", "ngram_beam_1_test"}
+    assert "transformer_beam_1_test" in seed
+    best = after("stages.finetune.set.loop.validate_every=10")
+    assert {"finetune_1", "finetune_2"} <= best
+    assert "pretrain" not in best
+
+
+def test_a_given_model_takes_the_place_of_the_pretraining_and_of_what_it_needs() -> None:
+    path = ROOT / "configs/recipes/lv60k.yaml"
+    whole, given = read_recipe(path), read_recipe(path, ["given.pretrain=org/model"])
+    gone = set(whole.stages) - set(given.stages)
+    assert gone == {"pretrain", "lv60k"}
+    assert "pretrained=org/model" in given.stages["finetune_10m_1"].overrides
+    other = read_recipe(path, ["given.pretrain=org/other"])
+    differ = changed(given, other)
+    assert "finetune_10m_1" in differ
+    assert not differ & {"ngram", "ls960", "transformer"}
+    with pytest.raises(ConfigError, match=r"given.pretrian: the recipe has no such stage"):
+        read_recipe(path, ["given.pretrian=x"])
+
+
+def test_the_version_of_a_corpus_is_its_names_sizes_and_texts(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    (folder / "s1").mkdir(parents=True)
+    (folder / "s1" / "x.flac").write_bytes(b"12345")
+    (folder / "s1" / "x.trans.txt").write_text("ONE")
+    first = corpus_print(folder)
+    folder.rename(tmp_path / "b")
+    folder = tmp_path / "b"
+    (folder / ".hidden").write_text("x")
+    assert corpus_print(folder) == first
+    (folder / "s1" / "x.trans.txt").write_text("TWO")
+    second = corpus_print(folder)
+    (folder / "s1" / "x.flac").write_bytes(b"123456")
+    third = corpus_print(folder)
+    (folder / "s1" / "x.flac").rename(folder / "s1" / "y.flac")
+    assert len({first, second, third, corpus_print(folder)}) == 4
+
+
+# Running it here
+
+
+def run(*arguments: object) -> int:
+    return main(["--local", *map(str, arguments)])
+
+
+def names(recipe: Recipe) -> dict[str, str]:
+    return {name: state.name for name, state in states(recipe).items()}
+
+
+def test_a_chain_runs_continues_and_redoes_what_has_changed(
+    write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = write()
+    recipe = read_recipe(path)
+    assert run("--recipe", path) == 0
+    assert set(names(recipe).values()) == {"done"}
+    made = {p: p.stat().st_mtime_ns for p in recipe.folder.glob("*/*") if p.is_file()}
+    assert run(path) == 0  # the recipe in place of CONFIG
+    assert "ngram_2: done before" in capsys.readouterr().out
+    assert made == {p: p.stat().st_mtime_ns for p in made}
+
+    other = {"ngram": {**CHAIN["stages"]["ngram"], "each": {"order": [2, 3]}}}
+    other["ngram"]["run"] += " --prune 0 1"
+    assert run(write(stages=other)) == 0
+    said = capsys.readouterr().out
+    assert "changed: ngram_3 (command: " in said
+    assert said.count("done before") == 2  # text and again
+    kept = sorted(p.name[:8] for p in (recipe.folder / "replaced").iterdir())
+    assert kept == ["ngram_2-", "ngram_3-"]
+    old = (recipe.folder / "replaced").glob("ngram_3-*/lm.arpa")
+    assert next(old).read_text() != (recipe.folder / "ngram_3" / "lm.arpa").read_text()
+
+    assert run(write()) == 0  # taken back: nothing has to be made again
+    said = capsys.readouterr().out
+    assert said.count("its results are there again") == 2
+    assert said.count("done before") == 4
+
+
+def test_a_failure_takes_what_depends_on_it_and_nothing_else(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {
+        "broken": {"run": "w2v2dist lm ngram @text/nothing.txt --output {out}/lm.arpa"},
+        "after": {"run": "w2v2dist lm text @broken/lm.arpa --output {out}"},
+        "ngram": None,
+        "last": {"run": "w2v2dist lm ngram @again/text.txt --order 2 --output {out}/lm.arpa"},
+    }
+    path = write(stages=bad)
+    assert run("--recipe", path) == 1
+    told = capsys.readouterr()
+    recipe = read_recipe(path)
+    assert names(recipe) == {
+        "text": "done",
+        "again": "done",
+        "broken": "failed",
+        "after": "blocked",
+        "last": "done",
+    }
+    assert "broken: `w2v2dist lm ngram" in told.err
+    assert "ended with exit status 2; log: runs/recipes/chain/logs/broken.log" in told.err
+    assert "after: cancelled: it needs broken" in told.err
+    assert f"this goes on: python launch/submit.py --local --recipe {path}" in told.err
+    assert "nothing.txt" in (recipe.folder / "logs/broken.log").read_text()
+    assert not (recipe.folder / "broken").exists()  # nothing under its final name
+    shown = {name: (state.name, more) for name, state, more in rows(recipe, states(recipe), {})}
+    assert shown["broken"][0] == "failed"
+    assert "logs/broken.log" in shown["broken"][1]
+    assert shown["after"] == ("blocked", "needs broken, which is failed")
+
+    bad["broken"] = {"run": "w2v2dist lm ngram @text/text.txt --order 2 --output {out}/lm.arpa"}
+    assert run("--recipe", write(stages=bad)) == 0
+    assert capsys.readouterr().out.count("done before") == 3
+
+
+def test_corpora_that_are_not_there_are_named_together_before_anything_is_done(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"other": {"run": "w2v2dist lm text {corpora.more} --output {out}"}}
+    path = write(corpora={"texts": "nowhere.txt", "more": None}, stages=more)
+    assert run("--recipe", path) == 2
+    said = capsys.readouterr().err
+    assert "corpora.texts is nowhere.txt, which is not there, but text reads it" in said
+    assert "corpora.more is null, which is not there, but other reads it" in said
+    assert not Path("runs/recipes/chain/text").exists()
+    assert not Path("runs/recipes/chain/recipe.json").exists()
+
+
+def test_a_folder_is_of_one_recipe_and_one_version_of_the_corpora(write: Write) -> None:
+    stages = {"ngram": None, "again": None}
+    assert run("--recipe", write(stages=stages)) == 0
+    other = write("other.yaml", recipe="other", folder="runs/recipes/chain", stages=stages)
+    before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match="belongs to the recipe 'chain' and cannot be used for"):
+        prepare(read_recipe(other))
+    Path("texts.txt").write_text("ANOTHER TEXT\n")
+    with pytest.raises(ConfigError, match=r"another version of corpora.texts: texts.txt then"):
+        prepare(read_recipe(write(stages=stages)))
+    Path("texts.txt").unlink()  # of no use any more: its stage is done
+    prepare(read_recipe(write(stages=stages)))
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r"mine has thesis.tex in it and belongs to no recipe"):
+        prepare(read_recipe(write(), ["folder=mine"]))
+    after = {p: p.read_bytes() for p in Path("runs").rglob("*") if p in before}
+    assert {p: v for p, v in before.items() if p.name not in ("lock", "recipe.yaml")} == {
+        p: v for p, v in after.items() if p.name not in ("lock", "recipe.yaml")
+    }
+
+
+def test_two_submitters_at_once(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write()
+    hold = "import sys, time; from w2v2dist.training.lock import locked; from pathlib import Path\n"
+    hold += "with locked(Path('runs/recipes/chain')): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert run("--recipe", path) == 1
+        assert f"is in use by process {process.pid} on" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_results_without_a_record_are_moved_and_never_mixed(write: Write) -> None:
+    stages = {"again": None, "ngram": None}
+    folder = Path("runs/recipes/chain/text")
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text("by hand")
+    assert run("--recipe", write(stages=stages)) == 0
+    (kept,) = Path("runs/recipes/chain/replaced").iterdir()
+    assert (kept / "text.txt").read_text() == "by hand"
+    assert "ONE TWO" in (folder / "text.txt").read_text()
+    record = json.loads((folder / "done.json").read_text())
+    assert record["kind"] == "text"
+
+
+def test_dry_run_needs_no_corpora_and_touches_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dry-run", "--recipe", str(ROOT / "configs/recipes/lv60k.yaml")]) == 0
+    said = capsys.readouterr().out
+    recipe = read_recipe(ROOT / "configs/recipes/lv60k.yaml")
+    for name, stage in recipe.stages.items():
+        assert f"\n{name}  [waiting]" in said
+        assert f" {stage.folder}" in said or f"={stage.folder}" in said
+    assert "128 GPUs on 16 nodes" in said
+    assert "3.5 TB" in said
+    assert "note: corpora.librilight is data/librilight, which is not there" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_one_training_are_refused(write: Write) -> None:
+    assert main(["--nodes", "4", "--recipe", str(write())]) == 2
+    assert main(["--autotune", str(write())]) == 2

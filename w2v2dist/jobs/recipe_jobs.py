@@ -1,0 +1,213 @@
+"""A recipe on a Slurm cluster: its missing stages as jobs that wait for each other."""
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2v2dist.config import to_yaml
+from w2v2dist.jobs.cluster import (
+    ClusterConfig,
+    TrainJob,
+    environment_lines,
+    make_executor,
+    sbatch_options,
+)
+from w2v2dist.jobs.recipe_stage import finish
+from w2v2dist.recipes.prepare import hand_out, prepare
+from w2v2dist.recipes.recipe import Recipe, Stage
+from w2v2dist.recipes.state import State, end_path, read_json, write_json
+from w2v2dist.runtime.distributed import VirtualRanks
+from w2v2dist.tasks.train import read_config
+from w2v2dist.training.lock import locked
+
+ARRAYS = ("evaluate", "tune")  # many of a kind: one job, a task for each
+LARGEST_ARRAY = 500  # Slurm's MaxArraySize is 1001 where nobody has changed it
+
+
+@dataclass(frozen=True)  # no slots: as TrainJob
+class StageJob(TrainJob):
+    """A training that says, when it has finished, that its stage is done."""
+
+    task: str = ""
+
+    def __call__(self) -> str:
+        """Train; see TrainJob."""
+        said = super().__call__()
+        if os.environ["RANK"] == "0":
+            task = read_json(Path(self.task))
+            finish(task, Path(task["folder"]), 0.0)
+        return said
+
+
+class RefusedError(RuntimeError):
+    """sbatch did not take a job; the message is its own."""
+
+
+def submit_recipe(recipe: Recipe, cluster: ClusterConfig, minutes: int) -> list[str]:
+    """Submit what is missing and not at work; returns a line for each job. Jobs wait for what they
+    need with afterok, and leave the queue where it fails. Raises ConfigError, InUseError,
+    RefusedError (what was submitted before stays, and is found by the next call)."""
+    check_sizes(recipe, cluster)
+    out: list[str] = []
+    with locked(recipe.folder):
+        found = prepare(recipe)
+        jobs = {n: s.job for n, s in found.items() if s.name in ("queued", "running")}
+        for batch in batches(recipe, found):
+            after = sorted({jobs[n] for n in batch[0].needs if n in jobs}, key=_number)
+            if batch[0].is_training:
+                made = [_submit_training(recipe, batch[0], cluster, minutes, after)]
+            else:
+                made = _submit_commands(recipe, batch, cluster, minutes, after)
+            jobs |= dict(zip((stage.name for stage in batch), made, strict=True))
+            names = batch[0].name + (f" and {len(batch) - 1} more" if len(batch) > 1 else "")
+            waits = f", after {', '.join(after)}" if after else ""
+            line = f"job {made[0].split('_')[0]}: {names} ({batch[0].kind}){waits}"
+            print(line, flush=True)
+            out.append(line)
+    return out
+
+
+def _number(job: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in job.split("_"))
+
+
+def batches(recipe: Recipe, found: dict[str, State]) -> Iterator[list[Stage]]:
+    """The stages to submit, in order: alone, or as the tasks of one array where they are many of a
+    kind that wait for the same."""
+    todo = {
+        name: stage
+        for name, stage in recipe.stages.items()
+        if found[name].name not in ("done", "queued", "running")
+    }
+    together: dict[object, list[Stage]] = {}
+    for name, stage in todo.items():
+        waits = tuple(sorted(n for n in stage.needs if found[n].name != "done"))
+        options = tuple(sorted(stage.resources.items()))
+        key: object = (stage.kind, waits, options) if stage.kind in ARRAYS else name
+        together.setdefault(key, []).append(stage)
+    for stages in together.values():
+        for first in range(0, len(stages), LARGEST_ARRAY):
+            yield stages[first : first + LARGEST_ARRAY]
+
+
+def placed(stage: Stage, cluster: ClusterConfig) -> tuple[Any, str, ClusterConfig]:
+    """A training's configuration, its nodes, and the profile with at most a process for each slot
+    (a small training does not fill a node)."""
+    config = read_config(str(stage.config), [*stage.overrides, f"run_dir={stage.folder}"])
+    most = int(stage.nodes.split("-")[-1])
+    per_node = max(1, min(cluster.num_tasks_per_node, config.data.virtual_world_size // most))
+    if per_node < cluster.num_tasks_per_node:
+        gpus = min(cluster.gpus_per_node, per_node)
+        cluster = dataclasses.replace(cluster, tasks_per_node=per_node, gpus_per_node=gpus)
+    return config, stage.nodes, cluster
+
+
+def check_sizes(recipe: Recipe, cluster: ClusterConfig) -> None:
+    """Raise ConfigError for a training with more processes than slots."""
+    for stage in recipe.stages.values():
+        if stage.is_training:
+            config, nodes, here = placed(stage, cluster)
+            ranks = int(nodes.split("-")[-1]) * here.num_tasks_per_node
+            VirtualRanks(config.data.virtual_world_size).check(ranks)
+
+
+def _submit_training(
+    recipe: Recipe, stage: Stage, cluster: ClusterConfig, minutes: int, after: Sequence[str]
+) -> str:
+    """The job's number."""
+    config, nodes, cluster = placed(stage, cluster)
+    # singleton, as every training: a job of the same run that is not of the recipe goes first
+    waits = ",".join(["singleton", *(f"afterok:{job}" for job in after)])
+    extra = {**cluster.sbatch, "dependency": waits, "kill-on-invalid-dep": "yes"}
+    cluster = dataclasses.replace(cluster, sbatch=extra)
+    task = hand_out(recipe, stage)
+    resolved = task.with_suffix(".yaml")
+    resolved.write_text(to_yaml(config), encoding="utf-8")
+    end_path(recipe.folder, stage.name).unlink(missing_ok=True)
+    executor = make_executor(cluster, stage.folder, nodes, minutes)
+    try:
+        job = executor.submit(StageJob(str(resolved), (), str(task)))
+    except Exception as error:  # submitit wraps what sbatch said in an exception of its own
+        raise RefusedError(f"{stage.name}: {' '.join(str(error).split())}") from None
+    _record(task, str(job.job_id), job.paths.stdout)
+    return str(job.job_id)
+
+
+def _record(task: Path, job: str, log: Path) -> None:
+    write_json(task, {**read_json(task), "job": job, "log": str(log)})
+
+
+def _submit_commands(
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    cluster: ClusterConfig,
+    minutes: int,
+    after: Sequence[str],
+) -> list[str]:
+    """The numbers of the jobs: of one, or of an array's tasks."""
+    tasks = [hand_out(recipe, stage) for stage in stages]
+    for stage in stages:
+        end_path(recipe.folder, stage.name).unlink(missing_ok=True)
+    logs = (recipe.folder / "logs").absolute()
+    logs.mkdir(parents=True, exist_ok=True)
+    array = len(stages) > 1
+    base = f"{stages[0].group}-%A_%a.log" if array else f"{stages[0].name}-%j.log"
+    options: dict[str, Any] = {"time": minutes, **_shared(cluster), **stages[0].resources}
+    options |= {"job-name": f"{recipe.name}-{stages[0].group if array else stages[0].name}"}
+    options |= {"output": str(logs / base), "open-mode": "append", "requeue": True}
+    options |= {"nodes": 1, "ntasks": 1}
+    if array:
+        options["array"] = f"0-{len(stages) - 1}"
+    if after:
+        waits = ",".join(f"afterok:{job}" for job in after)
+        options |= {"dependency": waits, "kill-on-invalid-dep": "yes"}
+    script = _script(options, cluster, [str(task.absolute()) for task in tasks])
+    path = recipe.folder / "jobs" / f"{stages[0].name}.sh"
+    path.write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=300
+    )
+    found = re.match(r"(\d+)", done.stdout.strip())
+    if done.returncode or found is None:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise RefusedError(f"{stages[0].name}: {said} (the script: {path})")
+    numbers = [f"{found[1]}_{i}" for i in range(len(stages))] if array else [found[1]]
+    for task, number in zip(tasks, numbers, strict=True):
+        name = base.replace("%A_%a", number).replace("%j", number)
+        _record(task, number, logs / name)
+    return numbers
+
+
+def _shared(cluster: ClusterConfig) -> dict[str, Any]:
+    """What the profile says of every job; nodes, GPUs and memory are of trainings."""
+    named = {n: getattr(cluster, n) for n in ("account", "qos", "partition", "constraint")}
+    given = {
+        name: value
+        for name, value in sbatch_options(cluster).items()
+        if not name.startswith(("mem", "gpus", "gres", "exclusive", "time", "dependency", "cpus"))
+    }
+    return {k: v for k, v in {**named, **given}.items() if v}
+
+
+def _script(options: dict[str, Any], cluster: ClusterConfig, tasks: Sequence[str]) -> str:
+    """A batch script that runs the task of its number in the array."""
+    lines = [f"#SBATCH --{k}" + ("" if v is True else f"={v}") for k, v in options.items()]
+    python = cluster.python or shlex.quote(sys.executable)
+    run = ["srun", "--ntasks=1", "--cpu-bind=none", *map(shlex.quote, cluster.srun_args), python]
+    return "\n".join(
+        [
+            *("#!/bin/bash", *lines),
+            *environment_lines(cluster),
+            f"tasks=({' '.join(map(shlex.quote, tasks))})",
+            f"exec {' '.join(run)} -u -m w2v2dist.jobs.recipe_stage "
+            '"${tasks[${SLURM_ARRAY_TASK_ID:-0}]}"',
+            "",
+        ]
+    )

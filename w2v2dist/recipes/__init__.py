@@ -1,0 +1,1 @@
+"""Recipes: a paper's table as a graph of stages, each a command of this project."""

@@ -1,0 +1,216 @@
+"""Before a stage is handed out: are the corpora there, is the folder this recipe's, and what was
+made with other settings is moved aside."""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2v2dist import __version__
+from w2v2dist.config import ConfigError
+from w2v2dist.recipes.prints import corpus_print
+from w2v2dist.recipes.recipe import DONE, RESOLVED, Recipe, Stage
+from w2v2dist.recipes.state import (
+    State,
+    part_of,
+    read_json,
+    states,
+    task_path,
+    write_json,
+)
+
+IDENTITY = "recipe.json"
+
+
+def prepare(recipe: Recipe) -> dict[str, State]:
+    """Check all, then move aside what has changed, saying so, and write down which recipe this is;
+    the caller holds the folder's lock. Returns where each stage is then. Raises ConfigError before
+    anything is touched."""
+    found = states(recipe)
+    missing = check_corpora(recipe, found)
+    identity = _identity(recipe)
+    _check_queue(recipe, found)
+    if missing:
+        raise ConfigError("\n".join(missing))
+    for line in announced(found):
+        print(line, flush=True)
+    for name, stage in recipe.stages.items():
+        if found[name].name in ("changed", "waiting", "blocked"):
+            _move_aside(recipe, stage)
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    write_json(recipe.folder / IDENTITY, identity)
+    text = yaml.safe_dump(_plain(dict(recipe.written)), sort_keys=False, allow_unicode=True)
+    temporary = recipe.folder / f".{RESOLVED}.tmp"
+    temporary.write_text(f"# {recipe.path} as it was started; of `{recipe.name}`\n{text}")
+    temporary.replace(recipe.folder / RESOLVED)
+    return states(recipe)
+
+
+def _plain(value: Any) -> Any:
+    """YAML's own types in place of ours, which remember how a number was written."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def check_corpora(recipe: Recipe, found: Mapping[str, State]) -> list[str]:
+    """A line for each corpus that a stage still has to read and that is not there."""
+    readers: dict[str, list[str]] = {}
+    for name, stage in recipe.stages.items():
+        for corpus in stage.reads if found[name].name != "done" else ():
+            optional = recipe.corpora[corpus] is None and stage.kind == "speech"
+            if not optional:
+                readers.setdefault(corpus, []).append(name)
+    return [
+        f"corpora.{corpus} is {recipe.corpora[corpus] or 'null'}, which is not there, but "
+        f"{names[0]} reads it: give its place with corpora.{corpus}=PATH"
+        for corpus, names in readers.items()
+        if not (path := recipe.corpora[corpus]) or not Path(path).exists()
+    ]
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What the folder is of, with the versions of the corpora. Raises ConfigError where it is of
+    another recipe, or of others."""
+    old = read_json(recipe.folder / IDENTITY)
+    if not old and recipe.folder.exists():
+        known = {
+            "lock",
+            "logs",
+            "jobs",
+            "emissions",
+            *recipe.stages,
+        }  # stages made by hand are fine
+        if strange := sorted(
+            {p.name.removesuffix(".part") for p in recipe.folder.iterdir()} - known
+        ):
+            raise ConfigError(
+                f"{recipe.folder} has {strange[0]} in it and belongs to no recipe: use an empty "
+                "folder (folder=DIR)"
+            )
+    if old and old.get("recipe") != recipe.name:
+        raise ConfigError(
+            f"{recipe.folder} belongs to the recipe {old.get('recipe')!r} and cannot be used for "
+            f"{recipe.name!r}: give this one another with folder=DIR"
+        )
+    corpora: dict[str, Any] = dict(old.get("corpora", {}))
+    read = {corpus for stage in recipe.stages.values() for corpus in stage.reads}
+    for corpus, path in recipe.corpora.items():
+        if corpus not in read:
+            continue
+        if path is None:
+            now = None
+        elif Path(path).exists():
+            now = corpus_print(path)
+        else:
+            continue  # its shards are made, and it may be gone
+        before = corpora.get(corpus, {"print": now, "path": path})
+        if before["print"] != now:
+            raise ConfigError(
+                f"{recipe.folder} was made from another version of corpora.{corpus}: "
+                f"{before['path']} then, {path} now, and names, sizes or texts of files differ. "
+                "Nothing was touched: use the files of then, or folder=DIR for the new ones"
+            )
+        corpora[corpus] = {"print": now, "path": path}
+    return {"recipe": recipe.name, "version": __version__, "corpora": corpora}
+
+
+def _check_queue(recipe: Recipe, found: Mapping[str, State]) -> None:
+    """Nothing that was made to other settings may still be at work. Raises ConfigError."""
+    if unknown := [name for name, state in found.items() if state.name == "unknown"]:
+        raise ConfigError(
+            f"{unknown[0]} was submitted as job {found[unknown[0]].job}, but squeue does not "
+            "answer here, so nobody knows whether it still runs: use a login node of the cluster"
+        )
+    alive = {n: s for n, s in found.items() if s.name in ("queued", "running") and s.changes}
+    if alive:
+        name, state = next(iter(alive.items()))
+        jobs = " ".join(dict.fromkeys(s.job for s in alive.values()))
+        raise ConfigError(
+            f"{name} has changed ({_changes(state)}), but job {state.job} is at work on it with "
+            f"the old settings: take the change back, or end what is of before with `scancel "
+            f"{jobs}` and give this command again"
+        )
+
+
+def announced(found: Mapping[str, State]) -> Iterator[str]:
+    """What will be redone, and why."""
+    for name, state in found.items():
+        if state.name == "changed":
+            yield (
+                f"changed: {name} ({_changes(state)}); what is there moves to replaced/, and it is "
+                "made anew"
+            )
+
+
+def _changes(state: State, count: int = 3) -> str:
+    lines = [f"{key}: {_short(old)} -> {_short(new)}" for key, (old, new) in state.changes.items()]
+    return "; ".join(lines[:count]) + ("; …" if len(lines) > count else "")
+
+
+def _short(value: Any, limit: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _move_aside(recipe: Recipe, stage: Stage) -> None:
+    """Make room for a stage: what other settings made goes to replaced/; what these settings made
+    there, before they were changed and changed back, returns."""
+    task = read_json(task_path(recipe.folder, stage.name))
+    if task.get("fingerprint") != stage.fingerprint:
+        kept = recipe.folder / "replaced"
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        adopted = stage.is_training and not task and not stage.record()  # started by hand
+        for folder in (stage.folder, part_of(stage.folder)):
+            if folder.exists() and not adopted:
+                kept.mkdir(exist_ok=True)
+                folder.rename(_free(kept / f"{folder.name}-{stamp}"))
+        for folder in sorted(kept.glob(f"{stage.name}-[0-9]*")):
+            if read_json(folder / DONE).get("fingerprint") == stage.fingerprint:
+                print(f"{stage.name}: its results are there again, from {folder}", flush=True)
+                folder.rename(stage.folder)
+                break
+
+
+def _free(path: Path) -> Path:
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.name}.{number}")
+    return path
+
+
+def hand_out(recipe: Recipe, stage: Stage) -> Path:
+    """Write down what a job of the stage is to do: editing the recipe while it waits must not
+    change it. Returns the file."""
+    path = task_path(recipe.folder, stage.name)
+    in_place = stage.is_training or stage.kind == "shards"
+    folder = stage.folder.absolute()
+    write_json(
+        path,
+        {
+            "stage": stage.name,
+            "kind": stage.kind,
+            "fingerprint": stage.fingerprint,
+            "what": stage.what,
+            "folder": str(folder),
+            "part": str(folder if in_place else part_of(folder)),
+            "templates": stage.templates,
+            "outputs": stage.outputs,
+            "needs": {
+                need: [str(recipe.stages[need].folder.absolute()), recipe.stages[need].fingerprint]
+                for need in stage.needs
+            },
+            "lock": str(folder if stage.is_training else path.with_suffix("").absolute()),
+            "cwd": str(Path.cwd()),
+            "log": str((recipe.folder / "logs" / f"{stage.name}.log").absolute()),
+            "job": "",
+        },
+    )
+    return path
