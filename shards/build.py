@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 
 from shards import encode
 from shards.encode import ShardReport, build_shard
-from shards.layouts import LAYOUTS, Problem, Recording, scan
+from shards.layouts import LAYOUTS, Problem, Recording, Scan, scan
 from w2v2dist.data.index_writer import ShardEntry, atomic, made, write_index
 
 BYTES_PER_SECOND = 18_600  # speech as 16 kHz FLAC, the mean of LibriSpeech
@@ -71,6 +71,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="folder of recordings, or a manifest; may be given several times")  # fmt: skip
     add("--output", type=Path, required=True, help="folder for the shards and their index")
     add("--layout", choices=LAYOUTS, default="auto", help="how files and labels are named")
+    add("--split", metavar="NAME", help="a named set of a known corpus: TIMIT's train, dev, test "
+        "(without SA sentences; what is missing is listed)")  # fmt: skip
     add("--shard-mb", type=float, default=512, help="size of a shard in MB (default 512)")
     cores = len(os.sched_getaffinity(0))  # of this job, not of the machine
     add("--workers", type=int, default=cores, help="processes (default: all cores it may use)")
@@ -127,12 +129,14 @@ def locked(output: Path) -> Iterator[None]:
 
 def build(args: argparse.Namespace) -> None:
     """Scan, plan, make missing shards, write the index and a summary. Raises ValueError."""
-    scanned = scan(args.input, args.layout, args.clean_text)
+    scanned = scan(args.input, args.layout, args.clean_text, args.split)
     recordings, problems = scanned.recordings, scanned.problems
     found = ", ".join(f"{p} ({name})" for p, name in zip(args.input, scanned.layouts, strict=True))
     console.print(f"{len(recordings)} recordings in {found}", markup=False)
     for note in scanned.notes:
         console.print(f"note: {note}", markup=False)
+    if (split := scanned.split) is not None:
+        split.say(console)
     plan = make_plan(args, recordings)
     reports: dict[int, ShardReport] = {}
     for k in range(len(plan.groups)):
@@ -143,7 +147,7 @@ def build(args: argparse.Namespace) -> None:
         console.print(f"{len(reports)} of {len(plan.groups)} shards are there already")
     check_bad(args, problems, reports)
     make_shards(args, plan, recordings, problems, reports)
-    finish(args, plan, problems, reports)
+    finish(args, plan, reports, scanned)
 
 
 def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
@@ -152,7 +156,8 @@ def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
     Raises ValueError where the output holds shards of other recordings or other arguments.
     """
     settings = {"name": args.name, "shard_mb": args.shard_mb, "clean_text": args.clean_text}
-    settings |= {"no_cut": True} if args.no_cut else {}  # folders of before have no such key
+    more = {"no_cut": args.no_cut, "split": args.split}  # folders of before have no such keys
+    settings |= {key: value for key, value in more.items() if value}
     listing = hashlib.sha256()
     for r in recordings:  # not the path: the input may have moved
         listing.update(repr(r.identity).encode())
@@ -280,10 +285,10 @@ def make_shards(
 
 
 def finish(
-    args: argparse.Namespace, plan: Plan, problems: list[Problem], reports: dict[int, ShardReport]
+    args: argparse.Namespace, plan: Plan, reports: dict[int, ShardReport], scanned: Scan
 ) -> None:
     """Write the index and say what is in it. Raises ValueError where there is nothing."""
-    bad = check_bad(args, problems, reports)
+    bad, split = check_bad(args, scanned.problems, reports), scanned.split
     shards = [k for k in sorted(reports) if reports[k].entry is not None]
     if not shards:
         first = f" ({bad[0].source}: {bad[0].reason})" if bad else ""
@@ -316,16 +321,19 @@ def finish(
             yield report.entry
         summary["hours"] = round(num_samples / 16_000 / 3600, 4)
         summary["speakers"] = len(speakers - {None})
+        summary.update({"split": split.summary(summary["utterances"])} if split else {})
 
     fingerprint = write_index(args.output, args.name, entries(), summary)
     for key, value in summary.items():
-        if key != "inputs":
+        if key not in ("inputs", "split"):
             console.print(f"{key.replace('_', ' '):>26}  {value:,}", markup=False)
     for reason, count in Counter(p.reason.partition(":")[0] for p in bad).most_common():
         example = next(p.source for p in bad if p.reason.startswith(reason))
         console.print(
             f"skipped {count} × {reason}, such as {example}", style="yellow", markup=False
         )
+    if split is not None and not summary["split"]["complete"]:
+        split.say(console, built=summary["utterances"])  # where it is the last that is read
     if summary["texts_dropped_by_cutting"]:
         console.print("warning: cut recordings lost their text, whose alignment is unknown: build "
                       "with --no-cut, then w2v2dist align --segments", style="yellow")  # fmt: skip

@@ -122,7 +122,7 @@ def _samples(
         report.num_cut += 1
         report.num_texts_dropped += has_labels
         report.silence_s += (num_samples - sum(b - a for a, b in spans)) / SAMPLE_RATE
-    labels = {k: getattr(recording, k) for k in ("text", "speaker", "phones")}
+    labels = {k: getattr(recording, k) for k in ("text", "speaker", "phones", "phone_spans")}
     for number, (start, end) in enumerate(spans):
         # "+" is in no recording's key, so a piece's key is nobody else's
         key = recording.key if whole else f"{recording.key}+{number:04d}"

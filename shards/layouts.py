@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shards import timit
 from shards.manifests import find_table, manifest
 from shards.recordings import (
     AUDIO,
@@ -21,6 +22,7 @@ from shards.recordings import (
     read_text,
     walk,
 )
+from shards.splits import Split
 from w2v2dist.data.text import clean_text
 
 LAYOUTS = (
@@ -37,11 +39,15 @@ class Scan:
     problems: list[Problem]
     layouts: list[str]
     notes: list[str]
+    split: Split | None = None
 
 
-def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
-    """Look through `inputs`. The order is that of a hash of the key, so that every shard is a fair
-    sample of the corpus. Raises ValueError where an input is missing or holds no audio."""
+def scan(
+    inputs: Sequence[Path], layout: str, clean: bool = False, split: str | None = None
+) -> Scan:
+    """Look through `inputs`; `split`: the set of a known corpus that is kept. The order is that of
+    a hash of the key, so that every shard is a fair sample of the corpus. Raises ValueError where
+    an input is missing or holds no audio."""
     found: list[Recording] = []
     remarks, layouts = Remarks(), []
     for number, root in enumerate(inputs):
@@ -58,11 +64,23 @@ def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
         if not here:
             raise ValueError(_nothing_found(root, name, remarks))
         found += [replace(r, key=f"{number}/{r.key}") for r in here]
-    recordings = _unique_keys(found)
+    chosen = None if split is None else _chosen(found, split, layouts)
+    recordings = _unique_keys(found if chosen is None else chosen.recordings)
     if clean:
         recordings = [replace(r, text=r.text and clean_text(r.text)) for r in recordings]
     recordings.sort(key=lambda r: (hashlib.sha256(r.key.encode()).digest(), r.key))
-    return Scan(recordings, remarks.problems, layouts, remarks.notes)
+    return Scan(recordings, remarks.problems, layouts, remarks.notes, chosen)
+
+
+def _chosen(found: list[Recording], split: str, layouts: list[str]) -> Split:
+    """A named set of a corpus. Raises ValueError where it is none that is known."""
+    unknown = [name for name in layouts if name not in SPLITS]
+    if unknown or len({*layouts}) > 1:
+        raise ValueError(
+            f"--split {split} is a set of a known corpus ({', '.join(SPLITS)}), but the inputs "
+            f"have the layouts {', '.join(layouts)}: name its --layout, or leave --split out"
+        )
+    return SPLITS[layouts[0]](found, split)
 
 
 def detect(root: Path) -> str:
@@ -170,27 +188,41 @@ def _timit(root: Path, remarks: Remarks) -> Iterator[Recording]:
             continue
         heard.add((path.parent, stem.lower()))
         beside = {p.name.lower(): p for p in path.parent.glob(f"{stem}.*")}
-        labels = {
+        rows = {
             kind: [
-                line.split(maxsplit=2)[2]
+                row
                 for line in lines_of(read_text(file, root, remarks))
-                if len(line.split(maxsplit=2)) == 3
+                if len(row := line.split(maxsplit=2)) == 3
             ]
             for kind in ("phn", "wrd", "txt")
             if (file := beside.get(f"{stem.lower()}.{kind}")) is not None
         }
+        labels = {kind: [row[2].strip() for row in rows[kind]] for kind in rows}
         text = clean_text(" ".join(labels.get("txt") or labels.get("wrd") or []))
         region = path.parent.name.lower()
         if "-" not in region:
             region = f"{path.parent.parent.name.lower()}-{region}"
         recording = _recording(root, path, f"{region}-{stem.lower()}")
         phones = " ".join(labels.get("phn", []))
-        speaker = region.rpartition("-")[2]
-        yield replace(recording, text=text or None, speaker=speaker, phones=phones or None)
+        spans = _spans(rows.get("phn", []))
+        yield replace(
+            recording,
+            text=text or None,
+            speaker=region.rpartition("-")[2],
+            phones=phones or None,
+            phone_spans=spans,
+        )
     for folder, name in walk(root):
         if name.lower().endswith(".phn") and (folder, Path(name).stem.lower()) not in heard:
             where = (folder / name).relative_to(root).as_posix()
             remarks.problems.append(Problem(where, "text without audio"))
+
+
+def _spans(rows: list[list[str]]) -> tuple[tuple[int, int], ...] | None:
+    """First and last + 1 sample of each phone; None where a row says none."""
+    if not rows or not all(a.isdecimal() and b.isdecimal() for a, b, _ in rows):
+        return None
+    return tuple((int(a), int(b)) for a, b, _ in rows)
 
 
 def _mls(root: Path, remarks: Remarks) -> Iterator[Recording]:
@@ -226,6 +258,9 @@ READERS: dict[str, Callable[[Path, Remarks], Iterator[Recording]]] = {
     "libritts": _libritts,
     **dict.fromkeys(("manifest", "commonvoice", "nemo", "voxpopuli"), manifest),
 }
+
+
+SPLITS: dict[str, Callable[[list[Recording], str], Split]] = {"timit": timit.select}
 
 
 def _unique_keys(found: list[Recording]) -> list[Recording]:
