@@ -27,6 +27,7 @@ COMMANDS = {
         "status": ("reporting.status", "state, progress, speed and lost time of a run"),
         "report": ("reporting.report", "report.html with the curves and events of runs"),
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
+        "codes": ("reporting.codes", "which codes stand for which phones: P(phone | code)"),
     },
     "use": {
         "transcribe": ("decode.transcribe", "text of recordings, by any fine-tuned model"),
