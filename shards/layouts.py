@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shards.completeness import Found, refuse_twice
 from shards.manifests import find_table, manifest
 from shards.recordings import (
     AUDIO,
@@ -21,6 +22,7 @@ from shards.recordings import (
     read_text,
     walk,
 )
+from shards.splits import Part, Place, placed
 from w2v2dist.data.text import clean_text
 
 LAYOUTS = (
@@ -37,14 +39,16 @@ class Scan:
     problems: list[Problem]
     layouts: list[str]
     notes: list[str]
+    sets: list[Found]  # of --split
 
 
-def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
-    """Look through `inputs`. The order is that of a hash of the key, so that every shard is a fair
-    sample of the corpus. Raises ValueError where an input is missing or holds no audio."""
-    found: list[Recording] = []
-    remarks, layouts = Remarks(), []
-    for number, root in enumerate(inputs):
+def scan(
+    inputs: Sequence[Path], layout: str, clean: bool = False, parts: Sequence[Part] = ()
+) -> Scan:
+    """Look through `inputs`, or where they have `parts`. The order is that of a hash of the key, so
+    that every shard is a fair sample of the corpus. Raises ValueError where an input is missing or
+    holds no audio."""
+    for root in inputs:
         if not root.exists():
             raise ValueError(f"--input {root} does not exist: name a folder of recordings")
         if root.is_file() and root.suffix.lower() in AUDIO:
@@ -52,17 +56,52 @@ def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
                 f"--input {root} is one recording: give the folder that it is in, or a manifest "
                 "that names it"
             )
-        name = detect(root) if layout == "auto" else layout
-        layouts.append(name)
-        here = list(READERS[name](root, remarks))
-        if not here:
-            raise ValueError(_nothing_found(root, name, remarks))
-        found += [replace(r, key=f"{number}/{r.key}") for r in here]
+    remarks = Remarks()
+    sets: list[Found] = []
+    if parts:
+        layouts = [", ".join(part.name for part in parts)] * len(inputs)
+        sets = [_found([_read(place) for place in placed(part, inputs)]) for part in parts]
+        refuse_twice(sets)
+        remarks.problems.extend(problem for one in sets for problem in one.problems)
+        found = [replace(r, key=f"0/{r.key}") for one in sets for r in one.recordings]
+    else:
+        layouts = [detect(root) if layout == "auto" else layout for root in inputs]
+        found = []
+        for number, (root, name) in enumerate(zip(inputs, layouts, strict=True)):
+            here = list(READERS[name](root, remarks))
+            if not here:
+                raise ValueError(_nothing_found(root, name, remarks))
+            found += [replace(r, key=f"{number}/{r.key}") for r in here]
     recordings = _unique_keys(found)
     if clean:
         recordings = [replace(r, text=r.text and clean_text(r.text)) for r in recordings]
     recordings.sort(key=lambda r: (hashlib.sha256(r.key.encode()).digest(), r.key))
-    return Scan(recordings, remarks.problems, layouts, remarks.notes)
+    return Scan(recordings, remarks.problems, layouts, remarks.notes, sets)
+
+
+def _read(place: Place) -> Found:
+    """The recordings of a set; their sources are relative to the input. Raises ValueError where
+    there is none."""
+    found = Found(places=[place], recordings=[])
+    for folder in place.folders:
+        remarks = Remarks()
+        inside = "" if folder == place.root else f"{folder.relative_to(place.root).as_posix()}/"
+        for r in READERS[place.part.layout](folder, remarks):
+            if place.part.keep is None or place.part.keep(r):
+                found.recordings.append(replace(r, source=inside + r.source))
+        found.problems += [Problem(inside + p.source, p.reason) for p in remarks.problems]
+    if not found.recordings:
+        raise ValueError(f"--split {place.part.name}: {place.folders[0]} holds no audio of it")
+    return found
+
+
+def _found(places: Sequence[Found]) -> Found:
+    """A set that lies in several inputs."""
+    return Found(
+        places=[place for one in places for place in one.places],
+        recordings=[r for one in places for r in one.recordings],
+        problems=[p for one in places for p in one.problems],
+    )
 
 
 def detect(root: Path) -> str:
