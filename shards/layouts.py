@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shards import timit
+from shards.completeness import Found, refuse_twice
 from shards.manifests import find_table, manifest
 from shards.recordings import (
     AUDIO,
@@ -22,7 +22,7 @@ from shards.recordings import (
     read_text,
     walk,
 )
-from shards.splits import Split
+from shards.splits import Part, Place, placed
 from w2v2dist.data.text import clean_text
 
 LAYOUTS = (
@@ -39,18 +39,16 @@ class Scan:
     problems: list[Problem]
     layouts: list[str]
     notes: list[str]
-    split: Split | None = None
+    sets: list[Found]  # of --split
 
 
 def scan(
-    inputs: Sequence[Path], layout: str, clean: bool = False, split: str | None = None
+    inputs: Sequence[Path], layout: str, clean: bool = False, parts: Sequence[Part] = ()
 ) -> Scan:
-    """Look through `inputs`; `split`: the set of a known corpus that is kept. The order is that of
-    a hash of the key, so that every shard is a fair sample of the corpus. Raises ValueError where
-    an input is missing or holds no audio."""
-    found: list[Recording] = []
-    remarks, layouts = Remarks(), []
-    for number, root in enumerate(inputs):
+    """Look through `inputs`, or where they have `parts`. The order is that of a hash of the key, so
+    that every shard is a fair sample of the corpus. Raises ValueError where an input is missing or
+    holds no audio."""
+    for root in inputs:
         if not root.exists():
             raise ValueError(f"--input {root} does not exist: name a folder of recordings")
         if root.is_file() and root.suffix.lower() in AUDIO:
@@ -58,29 +56,60 @@ def scan(
                 f"--input {root} is one recording: give the folder that it is in, or a manifest "
                 "that names it"
             )
-        name = detect(root) if layout == "auto" else layout
-        layouts.append(name)
-        here = list(READERS[name](root, remarks))
-        if not here:
-            raise ValueError(_nothing_found(root, name, remarks))
-        found += [replace(r, key=f"{number}/{r.key}") for r in here]
-    chosen = None if split is None else _chosen(found, split, layouts)
-    recordings = _unique_keys(found if chosen is None else chosen.recordings)
+    remarks = Remarks()
+    sets: list[Found] = []
+    if parts:
+        layouts = [", ".join(part.name for part in parts)] * len(inputs)
+        sets = [_found([_read(place) for place in placed(part, inputs)]) for part in parts]
+        refuse_twice(sets)
+        remarks.problems.extend(problem for one in sets for problem in one.problems)
+        found = [replace(r, key=f"0/{r.key}") for one in sets for r in one.recordings]
+    else:
+        layouts = [detect(root) if layout == "auto" else layout for root in inputs]
+        found = []
+        for number, (root, name) in enumerate(zip(inputs, layouts, strict=True)):
+            here = list(READERS[name](root, remarks))
+            if not here:
+                raise ValueError(_nothing_found(root, name, remarks))
+            found += [replace(r, key=f"{number}/{r.key}") for r in here]
+    recordings = _unique_keys(found)
     if clean:
         recordings = [replace(r, text=r.text and clean_text(r.text)) for r in recordings]
     recordings.sort(key=lambda r: (hashlib.sha256(r.key.encode()).digest(), r.key))
-    return Scan(recordings, remarks.problems, layouts, remarks.notes, chosen)
+    return Scan(recordings, remarks.problems, layouts, remarks.notes, sets)
 
 
-def _chosen(found: list[Recording], split: str, layouts: list[str]) -> Split:
-    """A named set of a corpus. Raises ValueError where it is none that is known."""
-    unknown = [name for name in layouts if name not in SPLITS]
-    if unknown or len({*layouts}) > 1:
+def _read(place: Place) -> Found:
+    """The recordings of a set in an input; their sources are relative to that."""
+    found = Found(places=[place], recordings=[])
+    for folder in place.folders:
+        remarks = Remarks()
+        inside = "" if folder == place.root else f"{folder.relative_to(place.root).as_posix()}/"
+        for r in READERS[place.part.layout](folder, remarks):
+            why = place.part.leave_out(r) if place.part.leave_out else None
+            if why is None:
+                found.recordings.append(replace(r, source=inside + r.source))
+            else:
+                found.left_out[why] += 1
+        found.problems += [Problem(inside + p.source, p.reason) for p in remarks.problems]
+    return found
+
+
+def _found(places: Sequence[Found]) -> Found:
+    """A set that lies in several inputs. Raises ValueError where none has any of it."""
+    left_out: Counter[str] = sum((one.left_out for one in places), Counter())
+    if not any(one.recordings for one in places):
+        there = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         raise ValueError(
-            f"--split {split} is a set of a known corpus ({', '.join(SPLITS)}), but the inputs "
-            f"have the layouts {', '.join(layouts)}: name its --layout, or leave --split out"
+            f"--split {places[0].name}: {places[0].places[0].folders[0]} holds no audio of it"
+            + (f" (but {there})" if there else "")
         )
-    return SPLITS[layouts[0]](found, split)
+    return Found(
+        left_out=left_out,
+        places=[place for one in places for place in one.places],
+        recordings=[r for one in places for r in one.recordings],
+        problems=[p for one in places for p in one.problems],
+    )
 
 
 def detect(root: Path) -> str:
@@ -204,13 +233,12 @@ def _timit(root: Path, remarks: Remarks) -> Iterator[Recording]:
             region = f"{path.parent.parent.name.lower()}-{region}"
         recording = _recording(root, path, f"{region}-{stem.lower()}")
         phones = " ".join(labels.get("phn", []))
-        spans = _spans(rows.get("phn", []))
         yield replace(
             recording,
             text=text or None,
             speaker=region.rpartition("-")[2],
             phones=phones or None,
-            phone_spans=spans,
+            phone_spans=_spans(rows.get("phn", [])),
         )
     for folder, name in walk(root):
         if name.lower().endswith(".phn") and (folder, Path(name).stem.lower()) not in heard:
@@ -258,9 +286,6 @@ READERS: dict[str, Callable[[Path, Remarks], Iterator[Recording]]] = {
     "libritts": _libritts,
     **dict.fromkeys(("manifest", "commonvoice", "nemo", "voxpopuli"), manifest),
 }
-
-
-SPLITS: dict[str, Callable[[list[Recording], str], Split]] = {"timit": timit.select}
 
 
 def _unique_keys(found: list[Recording]) -> list[Recording]:

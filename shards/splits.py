@@ -1,63 +1,157 @@
-"""A named set of a known corpus (--split): which recordings are of it, and what a whole one has."""
+"""The named sets of known corpora: where a download has them, and what was published of each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, partial
+from pathlib import Path
 
-from rich.console import Console
+import yaml
 
+from shards import timit
 from shards.recordings import Recording
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+# What an archive unpacks to: --input may be the folder that it is in
+HERE = "."
+ARCHIVES = ("", "LibriSpeech", "librispeech_finetuning")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
-    """The recordings of a set, and how they compare with what was published of it: `expected` and
-    `found` have the same keys, such as "speakers" and "utterances"."""
+class Published:
+    """What is known of a complete set; None: nothing was published."""
 
-    corpus: str
+    utterances: int | None = None
+    utterances_within: int = 0
+    hours: float | None = None
+    hours_within: float = 0.0  # a share of `hours`
+    speakers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A published set: the reader and the folders of it (HERE: the input itself).
+
+    `chapters`: SPEAKER-CHAPTER -> utterances, numbered from 0, of which it is made or has at least.
+    `leave_out`: why a recording there is not of it, None of one that is. `missing`: what its own
+    list has beyond these recordings, a line each.
+    """
+
     name: str
-    recordings: list[Recording]
-    expected: dict[str, int]
-    found: dict[str, int]
-    left_out: dict[str, int]  # of what there was, by reason
-    missing: list[str]  # what a whole one has and this one lacks
+    layout: str
+    folders: tuple[str, ...]
+    published: Published
+    transcribed: bool = True
+    leave_out: Callable[[Recording], str | None] | None = None
+    missing: Callable[[Sequence[Recording]], list[str]] | None = None
+    chapters: Mapping[str, int] | None = None
 
-    def complete(self, num_utterances: int | None = None) -> bool:
-        """Whether it is the set that others have; `num_utterances`: those that could be used."""
-        usable = num_utterances in (None, self.expected.get("utterances"))
-        return not self.missing and self.expected == self.found and usable
 
-    def say(self, console: Console, built: int | None = None) -> None:
-        """Print what there is of it and what is missing; `built`: the utterances in the shards."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of a corpus on the disk: `root`, the --input; the folders below it that are there, and
+    the names of those that are not."""
 
-        def line(text: str, style: str | None = None) -> None:
-            console.print(text, style=style, markup=False)
+    part: Part
+    root: Path
+    folders: tuple[Path, ...]
+    missing: tuple[str, ...]
 
-        counts = ", ".join(f"{self.found[k]:,} of {n:,} {k}" for k, n in self.expected.items())
-        line(f"{self.corpus} {self.name}: {counts}")
-        for reason, count in self.left_out.items():
-            line(f"left out: {count:,} {reason}")
-        if self.complete(built):
-            return
-        line(
-            f"warning: {self.corpus} {self.name} is incomplete here: what is measured with it is "
-            "not what others measure",
-            "yellow",
+
+SHORTHANDS = {
+    "train-100": ("train-clean-100",),
+    "train-460": ("train-clean-100", "train-clean-360"),
+    "train-960": ("train-clean-100", "train-clean-360", "train-other-500"),
+    "10min": ("10min-0",),  # as torchaudio and the papers after wav2vec 2.0 take it
+    "unlab-600": ("small",),
+    "unlab-6k": ("small", "medium"),
+    "unlab-60k": ("small", "medium", "large"),
+}
+
+
+@cache
+def parts() -> dict[str, Part]:
+    """All sets by name."""
+    content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    within = {"hours_within": content["hours_within"]}
+    known = {name: Published(**within | fields) for name, fields in content["sets"].items()}
+    hour = content["limited_1h"]
+    folds = tuple(f"1h/{fold}" for fold in range(6))
+    found = [
+        Part(name=name, layout="librispeech", folders=(name,), published=known[name])
+        for name in known
+        if name.startswith(("train-", "dev-", "test-"))
+    ]
+    limited: list[tuple[str, tuple[str, ...], Published]]
+    limited = [(f"10min-{k}", (folds[k],), known["10min"]) for k in range(len(folds))]
+    limited += [("1h", folds, known["1h"]), ("10h", (*folds, "9h"), known["10h"])]
+    found += [
+        Part(name=name, layout="librispeech", folders=folders, published=published, chapters=hour)
+        for name, folders, published in limited
+    ]
+    found += [
+        Part(
+            name=name,
+            layout="librilight",
+            folders=(name,),
+            published=known[name],
+            transcribed=False,
         )
-        for text in self.missing:
-            line(f"  {text}", "yellow")
-        if built is not None and built < self.found.get("utterances", 0):
-            line(f"  {built:,} utterances could be used: see skipped.jsonl", "yellow")
+        for name in ("small", "medium", "large")
+    ]
+    found += [
+        Part(
+            name=name,
+            layout="timit",
+            folders=(HERE,),
+            published=Published(**timit.published(name)),
+            leave_out=partial(timit.leave_out, name),
+            missing=partial(timit.missing, name),
+        )
+        for name in timit.splits()
+    ]
+    return {part.name: part for part in found}
 
-    def summary(self, num_utterances: int) -> dict[str, Any]:
-        """What index.json says of it, with the utterances that are in the shards."""
-        return {
-            "corpus": self.corpus,
-            "name": self.name,
-            "complete": self.complete(num_utterances),
-            "found": self.found,
-            "expected": self.expected,
-            "left_out": self.left_out,
-            "missing": self.missing,
-        }
+
+def chosen(names: Sequence[str], layout: str) -> list[Part]:
+    """The sets that --split names, each once. Raises ValueError."""
+    known = parts()
+    found: dict[str, Part] = {}
+    for name in names:
+        for part in SHORTHANDS.get(name, (name,)):
+            if part not in known:
+                raise ValueError(
+                    f"--split {name} is no set that is known: name some of "
+                    f"{', '.join([*known, *SHORTHANDS])}, or leave --split out and give its folder"
+                )
+            if layout not in ("auto", known[part].layout):
+                raise ValueError(
+                    f"--split {name} is of layout {known[part].layout} but --layout is {layout}: "
+                    "leave --layout out"
+                )
+            found[part] = known[part]
+    return list(found.values())
+
+
+def placed(part: Part, inputs: Sequence[Path]) -> list[Place]:
+    """Where the inputs have a part. Raises ValueError where none has."""
+    found = []
+    for root in inputs:
+        itself = part.folders in ((HERE,), (root.resolve().name,))
+        if itself and root.is_dir():
+            found.append(Place(part, root, (root,), ()))
+            continue
+        for archive in ARCHIVES:
+            there = {folder: root / archive / folder for folder in part.folders}
+            missing = tuple(name for name, folder in there.items() if not folder.is_dir())
+            if len(missing) < len(there):
+                have = tuple(folder for name, folder in there.items() if name not in missing)
+                found.append(Place(part, root, have, missing))
+    if not found:
+        looked = ", ".join(map(str, inputs))
+        raise ValueError(
+            f"--split {part.name} is not in {looked}: give --input the folder that has "
+            f"{part.folders[0]}/ in it, as the corpus is unpacked"
+        )
+    return found

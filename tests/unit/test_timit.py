@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import soundfile
 
 from shards import timit
 from shards.recordings import Recording
+from shards.splits import parts
 from tests import speech
 from tests.unit.test_shards import labels, run
 from w2v2dist.data.alphabet import FOLD, PHONES, alphabet
@@ -69,34 +70,35 @@ def test_training_and_scoring_see_39_classes_and_no_q() -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("train", 3696), ("dev", 400), ("test", 192)])
 def test_a_whole_set(name: str, count: int) -> None:
-    found = timit.select(recordings(tuple(s for n in splits() for s in speakers(n)), ALL), name)
-    assert len(found.recordings) == count == found.expected["utterances"]
-    assert found.complete()
-    assert not found.complete(count - 1)
-    assert found.left_out["SA sentences, which all speakers read"] == 2 * len(speakers(name))
-    assert {r.speaker for r in found.recordings} == {*speakers(name)}
+    whole = recordings(tuple(s for n in splits() for s in speakers(n)), ALL)
+    part = parts()[name]
+    assert part.leave_out is not None
+    assert part.missing is not None
+    why = Counter(part.leave_out(r) for r in whole)
+    assert why[None] == count == part.published.utterances
+    assert why["SA sentences, which all speakers read"] == 2 * len(speakers(name))
+    kept = [r for r in whole if part.leave_out(r) is None]
+    assert {r.speaker for r in kept} == {*speakers(name)}
+    assert part.missing(kept) == []
 
 
 def test_what_is_missing_is_listed() -> None:
     dev = speakers("dev")
-    here = recordings(dev[1:], ALL)
+    here = [r for r in recordings(dev[1:], ALL) if timit.leave_out("dev", r) is None]
     here = [r for r in here if not (r.speaker == dev[1] and r.key.endswith("si2"))]
-    here[5] = replace(here[5], phones=None)
-    here += [replace(here[5], source="again"), *recordings(dev[2:3], "si9 take_2")]
-    found = timit.select(here, "dev")
-    assert found.found == {"speakers": 49, "utterances": 49 * 8}
-    assert not found.complete()
-    assert found.missing == [
-        f"1 of 50 speakers are missing: {dev[0]}",
-        f"1 speakers have fewer than 8 sentences: {dev[1]} (7)",
-        f"1 speakers have more than 8 sentences: {dev[2]} (9)",
-        f"1 utterances have no phones (.PHN): {dev[1]}-sx2",
+    here += recordings(dev[2:3], "si9")
+    assert timit.missing("dev", here) == [
+        f"without 1 speaker, {dev[0]}",
+        f"1 speaker with fewer than 8 sentences, {dev[1]} (7)",
+        f"1 speaker with more than 8 sentences, {dev[2]} (9)",
     ]
-    assert found.left_out["that are there twice"] == 1
-    assert found.left_out["whose names are no sentences of TIMIT (si…, sx…)"] == 1
+    (strange,) = recordings(dev[:1], "take_2")
+    assert "no sentences of TIMIT" in str(timit.leave_out("dev", strange))
+    (other,) = recordings(("mabc9",), "si1")
+    assert timit.leave_out("dev", other) == "utterances of speakers of none of the sets"
 
 
-def original(folder: Path, speaker: str, copy: bool) -> None:
+def original(folder: Path, copy: bool) -> None:
     """A speaker as the LDC ships it: NIST files in capitals; `copy`: with .WAV.wav beside them."""
     folder.mkdir(parents=True)
     for k, name in enumerate(("SA1", "SI943", "SX43")):
@@ -111,43 +113,48 @@ def original(folder: Path, speaker: str, copy: bool) -> None:
 @pytest.mark.parametrize("copy", [False, True])
 def test_the_original_tree(copy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = tmp_path / "TIMIT"
-    original(tree / "TRAIN" / "DR1" / "FCJF0", "FCJF0", copy)
-    original(tree / "TEST" / "DR1" / "FAKS0", "FAKS0", copy)
-    original(tree / "TEST" / "DR1" / "MDAB0", "MDAB0", copy)
+    original(tree / "TRAIN" / "DR1" / "FCJF0", copy)
+    original(tree / "TEST" / "DR1" / "FAKS0", copy)
+    original(tree / "TEST" / "DR1" / "MDAB0", copy)
     options = ["--layout", "timit", "--split"]
-    assert run(tree, tmp_path / "dev", *options, "dev") == 0
-    shown = capsys.readouterr().out
-    assert "TIMIT dev: 1 of 50 speakers, 2 of 400 utterances" in shown
-    assert "left out: 1 SA sentences" in shown
-    assert "is incomplete here" in shown
+    assert run(tree, tmp_path / "dev", *options, "dev") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "found 2 of 400 utterances; found 1 of 50 speakers; without 49 speakers" in said
+    assert "1 speaker with fewer than 8 sentences, faks0 (2)" in said
+    assert run(tree, tmp_path / "dev", *options, "dev", "--allow-incomplete") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dev: 2 utterances of 400 published (without " in said
+    assert "(without 3 utterances of speakers of train)" in said
+    assert "(without 1 SA sentences, which all speakers read)" in said
     found = labels(tmp_path / "dev")
     assert {*found} == {"dr1-faks0-si943", "dr1-faks0-sx43"}
     label = found["dr1-faks0-sx43"]
     phones = speech.say(["SHE", "HAD"], 2).phones
     assert label["phone_spans"] == [[a, b] for a, b, _ in phones]
     assert label["phones"].split() == [p for _, _, p in phones]
-    about = json.loads((tmp_path / "dev" / "index.json").read_bytes())["summary"]["split"]
-    assert about["name"] == "dev"
-    assert not about["complete"]
-    assert about["found"] == {"speakers": 1, "utterances": 2}
-    # lower case, and a set that is not the one of before
+    (about,) = json.loads((tmp_path / "dev" / "index.json").read_bytes())["summary"]["split"][
+        "sets"
+    ]
+    assert about["left_out"]["SA sentences, which all speakers read"] == 1
+    assert about["lacks"]
+    # its two parts as two inputs, of which one has nothing of the set
+    more = ["--input", str(tree / "TEST"), *options, "dev", "--allow-incomplete"]
+    assert run(tree / "TRAIN", tmp_path / "two", *more) == 0
+    assert {*labels(tmp_path / "two")} == {*found}
     shutil.rmtree(tree / "TEST")
     assert run(tree, tmp_path / "test", *options, "test") == 1
-    assert "of the 1 speakers that are, 1 of train" in capsys.readouterr().out
-    assert run(tree, tmp_path / "dev", *options, "train") == 1
-    assert "split" in capsys.readouterr().out
+    assert "3 utterances of speakers of train" in " ".join(capsys.readouterr().out.split())
 
 
-def test_names_and_layouts_that_are_none(
+def test_an_utterance_without_phones_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speech.write_timit(tmp_path / "timit", {"dr1-fvmh0": "train"})
-    assert run(tmp_path / "timit", tmp_path / "out", "--split", "core") == 1
-    assert "TIMIT's sets are train, dev, test" in capsys.readouterr().out
-    soundfile.write(tmp_path / "timit" / "a.wav", speech.talk(16_000, 0), 16_000)
-    assert run(tmp_path / "timit", tmp_path / "out", "--split", "dev", "--layout", "folder") == 1
-    assert "is a set of a known corpus" in capsys.readouterr().out
-    assert not (tmp_path / "out" / "index.json").exists()
+    original(tmp_path / "TIMIT" / "train" / "dr1" / "fcjf0", copy=False)
+    (tmp_path / "TIMIT" / "train" / "dr1" / "fcjf0" / "SX43.PHN").unlink()
+    assert run(tmp_path / "TIMIT", tmp_path / "out", "--split", "train") == 1
+    assert "1 utterances have no phones, such as train/dr1/fcjf0/SX43.WAV" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_times_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
