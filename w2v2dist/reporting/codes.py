@@ -30,6 +30,7 @@ from w2v2dist.reporting.page import write_whole
 from w2v2dist.runtime.logging import console
 from w2v2dist.training.bad_samples import most_frequent
 
+FEW_FRAMES = 10  # of a combination of codes
 MAX_WITHOUT = 0.1  # share of the utterances that may lack phones
 
 
@@ -254,6 +255,12 @@ def _say(result: dict[str, Any]) -> None:
                 f"{100 * a['cluster_purity']:.1f} %   normalised mutual information "
                 f"{a['normalized']:.3f}"
             )
+    each = result["num_frames_labelled"] / result["with_phones"]["combinations"]["num_codes"]
+    if each < FEW_FRAMES:
+        say(
+            f"note: with {each:.1f} frames a combination its purity is in part of chance: codes "
+            "that are seen once are pure. Take more data, and compare on the same only"
+        )
     for count, why in (("num_without_phones", "why_without"), ("num_skipped", "why_skipped")):
         if result[count]:
             say(f"{result[count]} utterances {count[4:].replace('_', ' ')}: {result[why]}")
