@@ -38,6 +38,8 @@ def picture(counts: NDArray[np.int64], phones: Sequence[str]) -> str:
     if len(drawn) < len(counts):
         part = 100 * drawn.sum() / max(1, counts.sum())
         said += f": the most frequent of {len(counts):,}, with {part:.1f} % of the frames"
+    if once := int((drawn.sum(1) == 1).sum()):
+        said += f"; {once:,} of them are of one frame, and sure by that alone"
     labels = [
         _text(LEFT - 5, TOP + ROW * k + ROW - 4, name, anchor="end")
         for k, name in enumerate(phones)
@@ -53,7 +55,8 @@ def picture(counts: NDArray[np.int64], phones: Sequence[str]) -> str:
             width=WIDTH,
             height=height,
             preserveAspectRatio="none",
-            style="image-rendering:pixelated",
+            # more codes than units are made smaller: then by their mean, not by leaving some out
+            style="image-rendering:pixelated" if len(drawn) <= WIDTH else None,
         ),
         tag("rect", x=LEFT, y=TOP, width=WIDTH, height=height, fill="none", stroke="#888"),
         _text(LEFT, TOP + height + 16, said),
