@@ -411,4 +411,6 @@ def test_the_report_has_a_panel(timit_shards: Path, pretrained: Path, tmp_path: 
     page = write_report([run], tmp_path / "b.html").read_text()
     assert "phone purity" in page
     assert "data:image/svg+xml;base64," in page
-    assert "broken: codes.json cannot be read" in page
+    assert "broken: codes.json or counts.npz cannot be read" in page
+    (output / "counts.npz").write_bytes((output / "counts.npz").read_bytes()[:200])
+    assert "timit: codes.json or counts" in write_report([run], tmp_path / "c.html").read_text()

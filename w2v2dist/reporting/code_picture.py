@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ COLOURS = np.array(
     [(255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)]
 )
 MOST_RESULTS = 12  # of a run
+# What files raise that are cut short, of another kind, or changed by hand
+UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, EOFError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def picture(counts: NDArray[np.int64], phones: Sequence[str]) -> str:
@@ -111,8 +117,8 @@ def section(runs: list[Run]) -> Html | None:
             try:
                 about = json.loads(path.read_bytes())
                 parts.append(_result(name, about, path.parent, opened=not parts))
-            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-                said = f"{name}: codes.json cannot be read ({e})"
+            except UNREADABLE as error:
+                said = f"{name}: codes.json or counts.npz cannot be read ({error})"
                 parts.append(tag("p", said, class_="problem", dir="auto"))
     return tag("section", tag("h3", "Codes"), *parts, class_="codes") if parts else None
 
