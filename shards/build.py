@@ -1,6 +1,6 @@
 """Build WebDataset shards of 16 kHz mono FLAC from folders of recordings.
 
-    python shards/build.py --input LibriSpeech/train-clean-100 --output data/train --workers 8
+    python shards/build.py --input LibriSpeech --split train-960 --output data/ls960
     python shards/build.py --input my_recordings --output data/mine
 
 After an interruption run it again with the same arguments: it makes only what is missing.
@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -30,7 +29,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import soundfile
 from rich.console import Console
@@ -38,9 +36,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
-from shards import encode
+from shards import completeness, encode, summary
+from shards.cut import CUTS
 from shards.encode import ShardReport, build_shard
-from shards.layouts import LAYOUTS, Problem, Recording, scan
+from shards.layouts import LAYOUTS, Problem, Recording, Scan, scan
+from shards.splits import chosen
 from w2v2dist.data.index_writer import ShardEntry, atomic, made, write_index
 
 BYTES_PER_SECOND = 18_600  # speech as 16 kHz FLAC, the mean of LibriSpeech
@@ -57,6 +57,7 @@ class Plan:
 
     identity: str
     seconds: float
+    hours: dict[str, float]  # of each set of --split
     groups: list[tuple[int, int]]  # first and last + 1 of each shard, in the order of `scan`
 
 
@@ -71,12 +72,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="folder of recordings, or a manifest; may be given several times")  # fmt: skip
     add("--output", type=Path, required=True, help="folder for the shards and their index")
     add("--layout", choices=LAYOUTS, default="auto", help="how files and labels are named")
+    add("--split", help="sets of a known corpus, such as dev-clean,dev-other: what was published "
+        "of them is checked (docs/commands.md lists them)")  # fmt: skip
+    add("--allow-incomplete", action="store_true",
+        help="build what is there of --split, although something is missing")  # fmt: skip
     add("--shard-mb", type=float, default=512, help="size of a shard in MB (default 512)")
     cores = len(os.sched_getaffinity(0))  # of this job, not of the machine
     add("--workers", type=int, default=cores, help="processes (default: all cores it may use)")
     add("--name", help="start of the shards' names (default: the output folder's)")
-    add("--no-cut", action="store_true", help="keep long recordings whole, with their text, for "
-        "w2v2dist align --segments, which cuts them with it")  # fmt: skip
+    add("--cut", choices=CUTS, default="vad", help="long recordings: at pauses (vad, the default), "
+        "or as Libri-Light cuts its own, by its metadata, or not at all")  # fmt: skip
+    add("--no-cut", action="store_const", const="none", dest="cut", help="keep them "
+        "whole, with their text, for w2v2dist align --segments")  # fmt: skip
     add("--max-bad-samples", type=int, default=100,
         help="stop when more recordings or texts cannot be used (default 100)")  # fmt: skip
     add("--clean-text", action="store_true",
@@ -86,6 +93,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.name = args.name or args.output.resolve().name
     if args.shard_mb <= 0 or args.workers < 1 or args.max_bad_samples < 0:
         parser.error("--shard-mb and --workers must be positive, --max-bad-samples not negative")
+    args.split = [name.strip() for name in (args.split or "").split(",") if name.strip()]
+    if args.allow_incomplete and not args.split:
+        parser.error("--allow-incomplete needs --split: of other folders nothing is published")
     if "/" in args.name or "." in args.name:
         parser.error(f"--name {args.name!r} must have no dot and no slash: it starts a file name")
     return args
@@ -127,13 +137,17 @@ def locked(output: Path) -> Iterator[None]:
 
 def build(args: argparse.Namespace) -> None:
     """Scan, plan, make missing shards, write the index and a summary. Raises ValueError."""
-    scanned = scan(args.input, args.layout, args.clean_text)
+    scanned = scan(args.input, args.layout, args.clean_text, chosen(args.split, args.layout))
     recordings, problems = scanned.recordings, scanned.problems
     found = ", ".join(f"{p} ({name})" for p, name in zip(args.input, scanned.layouts, strict=True))
     console.print(f"{len(recordings)} recordings in {found}", markup=False)
     for note in scanned.notes:
         console.print(f"note: {note}", markup=False)
-    plan = make_plan(args, recordings)
+    plan = make_plan(args, scanned)
+    for one in scanned.sets:
+        one.hours = plan.hours[one.name]
+    for line in completeness.check(scanned.sets, args.allow_incomplete):
+        console.print(f"incomplete: {line}", style="yellow", markup=False)
     reports: dict[int, ShardReport] = {}
     for k in range(len(plan.groups)):
         report = ShardReport.read(_report_path(args, k), plan.identity)
@@ -143,16 +157,20 @@ def build(args: argparse.Namespace) -> None:
         console.print(f"{len(reports)} of {len(plan.groups)} shards are there already")
     check_bad(args, problems, reports)
     make_shards(args, plan, recordings, problems, reports)
-    finish(args, plan, problems, reports)
+    finish(args, plan, scanned, reports)
 
 
-def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
+def make_plan(args: argparse.Namespace, scanned: Scan) -> Plan:
     """The plan of an earlier run where there is one, else a new one.
 
     Raises ValueError where the output holds shards of other recordings or other arguments.
     """
     settings = {"name": args.name, "shard_mb": args.shard_mb, "clean_text": args.clean_text}
-    settings |= {"no_cut": True} if args.no_cut else {}  # folders of before have no such key
+    # Folders of before have no such keys
+    settings |= {"no_cut": True} if args.cut == "none" else {}
+    settings |= {"cut": args.cut} if args.cut == "librilight" else {}
+    settings |= {"split": args.split} if args.split else {}
+    recordings = scanned.recordings
     listing = hashlib.sha256()
     for r in recordings:  # not the path: the input may have moved
         listing.update(repr(r.identity).encode())
@@ -170,15 +188,19 @@ def make_plan(args: argparse.Namespace, recordings: list[Recording]) -> Plan:
     else:
         if (args.output / "index.json").exists() or list(args.output.glob(f"{args.name}-*.tar")):
             raise ValueError(f"{args.output} holds shards that are not ours: use another --output")
+        completeness.check(scanned.sets, args.allow_incomplete)  # before hours of reading headers
         with ThreadPoolExecutor(16) as pool, console.status("reading headers"):
             seconds = list(pool.map(_seconds, recordings))
         groups = group(seconds, args.shard_mb * 1e6)
-        old = {"settings": settings, "seconds": sum(seconds), "groups": groups}
+        hours = completeness.hours(seconds, recordings, scanned.sets)
+        old = {"settings": settings, "seconds": sum(seconds), "groups": groups, "hours": hours}
         with atomic(path) as file:
             file.write(json.dumps(old).encode())
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     groups = [(first, last) for first, last in old["groups"]]
-    return Plan(identity=identity, seconds=old["seconds"], groups=groups)
+    return Plan(
+        identity=identity, seconds=old["seconds"], hours=old.get("hours", {}), groups=groups
+    )
 
 
 def _seconds(recording: Recording) -> float:
@@ -257,7 +279,7 @@ def make_shards(
                 first, last = plan.groups[k]
                 name = _report_path(args, k).stem
                 some = recordings[first:last]
-                job = pool.submit(build_shard, args.output, name, some, plan.identity, args.no_cut)
+                job = pool.submit(build_shard, args.output, name, some, plan.identity, args.cut)
                 futures[job] = k
             while futures:
                 finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -280,28 +302,15 @@ def make_shards(
 
 
 def finish(
-    args: argparse.Namespace, plan: Plan, problems: list[Problem], reports: dict[int, ShardReport]
+    args: argparse.Namespace, plan: Plan, scanned: Scan, reports: dict[int, ShardReport]
 ) -> None:
     """Write the index and say what is in it. Raises ValueError where there is nothing."""
-    bad = check_bad(args, problems, reports)
+    bad = check_bad(args, scanned.problems, reports)
     shards = [k for k in sorted(reports) if reports[k].entry is not None]
     if not shards:
         first = f" ({bad[0].source}: {bad[0].reason})" if bad else ""
         raise ValueError(f"no recording could be used{first}: see {args.output / 'skipped.jsonl'}")
-    summary: dict[str, Any] = {
-        "hours": 0.0,
-        "utterances": 0,
-        "with_text": sum(r.num_with_text for r in reports.values()),
-        "speakers": 0,
-        "shards": len(shards),
-        "bytes": 0,
-        "recordings_cut": sum(r.num_cut for r in reports.values()),
-        "texts_dropped_by_cutting": sum(r.num_texts_dropped for r in reports.values()),
-        "hours_of_silence_left_out": round(sum(r.silence_s for r in reports.values()) / 3600, 4),
-        "skipped": len(bad),
-        # where a table of segments finds the recordings (w2v2dist align --segments)
-        "inputs": [str((p if p.is_dir() else p.parent).resolve()) for p in args.input],
-    }
+    found = summary.begin(reports, len(bad), args.input, scanned.sets)
 
     def entries() -> Iterator[ShardEntry]:
         num_samples, speakers = 0, set()
@@ -309,32 +318,16 @@ def finish(
             report = ShardReport.read(_report_path(args, k), plan.identity)
             if report is None or report.entry is None:
                 raise ValueError(f"shard {k} changed while it was indexed: run the command again")
-            summary["utterances"] += len(report.entry.keys)
-            summary["bytes"] += report.entry.bytes
+            found["utterances"] += len(report.entry.keys)
+            found["bytes"] += report.entry.bytes
             num_samples += sum(report.entry.num_samples)
             speakers.update(report.entry.speakers)
             yield report.entry
-        summary["hours"] = round(num_samples / 16_000 / 3600, 4)
-        summary["speakers"] = len(speakers - {None})
+        found["hours"] = round(num_samples / 16_000 / 3600, 4)
+        found["speakers"] = len(speakers - {None})
 
-    fingerprint = write_index(args.output, args.name, entries(), summary)
-    for key, value in summary.items():
-        if key != "inputs":
-            console.print(f"{key.replace('_', ' '):>26}  {value:,}", markup=False)
-    for reason, count in Counter(p.reason.partition(":")[0] for p in bad).most_common():
-        example = next(p.source for p in bad if p.reason.startswith(reason))
-        console.print(
-            f"skipped {count} × {reason}, such as {example}", style="yellow", markup=False
-        )
-    if summary["texts_dropped_by_cutting"]:
-        console.print("warning: cut recordings lost their text, whose alignment is unknown: build "
-                      "with --no-cut, then w2v2dist align --segments", style="yellow")  # fmt: skip
-    if not summary["with_text"]:
-        console.print(
-            "note: no text was found, and none is needed for pre-training. Texts are read from "
-            "NAME.txt beside NAME.wav, *.trans.txt, or a table, which --input may name",
-            style="yellow",
-        )
+    fingerprint = write_index(args.output, args.name, entries(), found)
+    summary.say(console, found, bad)
     console.print(f"wrote {args.output / 'index.json'} (fingerprint {fingerprint})", markup=False)
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webrtcvad
-from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
+from shards.cut import MAX_PIECE, Span, cut, marked_speech, stitch, voice_activity
 from shards.recordings import Problem, Recording
 from w2v2dist.data.audio import (
     SAMPLE_RATE,
@@ -25,15 +24,9 @@ from w2v2dist.data.audio import (
 )
 from w2v2dist.data.index_writer import ShardEntry, atomic, index_shard
 
-MIN_PIECE = 2 * SAMPLE_RATE
-MAX_PIECE = 35 * SAMPLE_RATE
 # A transcript cannot be cut with its audio, and LibriSpeech's longest transcribed one has 35.2 s.
 MAX_TRANSCRIBED = 40 * SAMPLE_RATE
-MAX_PAUSE = SAMPLE_RATE
 MIN_SAMPLES = 400  # 25 ms, the receptive field of one frame
-FRAME = 480  # 30 ms, webrtcvad's longest
-
-Span = tuple[int, int]
 
 progress: Synchronized[float] | None = None  # seconds of audio done, over all workers
 
@@ -82,7 +75,7 @@ class ShardReport:
 
 
 def build_shard(
-    output: Path, name: str, recordings: list[Recording], plan: str, no_cut: bool = False
+    output: Path, name: str, recordings: list[Recording], plan: str, cutting: str = "vad"
 ) -> ShardReport:
     """Write `output/name.tar` and the report of it. Raises OSError where the disk is full."""
     report = ShardReport(plan=plan)
@@ -90,7 +83,7 @@ def build_shard(
     with atomic(tar) as file, TarWriter(file, encoder=False, mtime=0) as writer:
         for recording in recordings:
             try:
-                for key, flac, label in _samples(recording, report, no_cut):
+                for key, flac, label in _samples(recording, report, cutting):
                     content = json.dumps(label, ensure_ascii=False).encode()
                     writer.write({"__key__": key, "flac": flac, "json": content})
             except BadSample as error:
@@ -105,7 +98,7 @@ def build_shard(
 
 
 def _samples(
-    recording: Recording, report: ShardReport, no_cut: bool
+    recording: Recording, report: ShardReport, cutting: str
 ) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """(key, FLAC, label) of each piece of a recording. Raises BadSample before the first."""
     waveform = load_any(recording.path, recording.offset, recording.duration)
@@ -113,34 +106,55 @@ def _samples(
     if num_samples < MIN_SAMPLES:
         raise BadSample(f"too short: {num_samples} samples at 16 kHz, the least is {MIN_SAMPLES}")
     has_labels = recording.text is not None or recording.phones is not None
-    spans = [(0, num_samples)]
-    whole = no_cut or num_samples <= (MAX_TRANSCRIBED if has_labels else MAX_PIECE)
-    if not whole:
-        spans = cut(waveform, _marked_speech(recording))
-        if not spans:
-            raise BadSample(f"no speech found in {num_samples / SAMPLE_RATE:.0f} s")
+    pieces = _pieces(recording, waveform, has_labels, cutting)
+    whole = pieces is None
+    if pieces is None:
+        pieces = [[(0, num_samples)]]
+    else:
         report.num_cut += 1
         report.num_texts_dropped += has_labels
-        report.silence_s += (num_samples - sum(b - a for a, b in spans)) / SAMPLE_RATE
-    labels = {k: getattr(recording, k) for k in ("text", "speaker", "phones")}
-    for number, (start, end) in enumerate(spans):
+        kept = sum(end - start for spans in pieces for start, end in spans)
+        report.silence_s += (num_samples - kept) / SAMPLE_RATE
+    labels = {k: getattr(recording, k) for k in ("text", "speaker", "phones", "phone_spans")}
+    for number, spans in enumerate(pieces):
         # "+" is in no recording's key, so a piece's key is nobody else's
         key = recording.key if whole else f"{recording.key}+{number:04d}"
-        label = {"key": key, "num_samples": end - start}
-        label |= {"seconds": round((end - start) / SAMPLE_RATE, 3), "source": recording.source}
+        length = sum(end - start for start, end in spans)
+        label = {"key": key, "num_samples": length}
+        label |= {"seconds": round(length / SAMPLE_RATE, 3), "source": recording.source}
         if recording.offset is not None:
             label["offset"] = recording.offset
-        if not whole:
-            label |= {"start": start, "speaker": recording.speaker}
-        else:
+        if whole:
             label |= labels
+        else:
+            label |= {"start": spans[0][0], "speaker": recording.speaker}
+        if len(spans) > 1:
+            label["spans"] = spans  # of the recording, in samples
         label = {k: v for k, v in label.items() if v is not None}
         flac = _original(recording, num_samples) if whole else None
-        yield key, flac or to_flac(waveform[start:end]), label
+        yield key, flac or to_flac(np.concatenate([waveform[a:b] for a, b in spans])), label
         report.num_with_text += "text" in label
     if progress is not None:
         with progress.get_lock():
             progress.value += num_samples / SAMPLE_RATE
+
+
+def _pieces(
+    recording: Recording, waveform: Waveform, has_labels: bool, cutting: str
+) -> list[list[Span]] | None:
+    """The spans that make each piece of a recording; None: it stays whole. Raises BadSample."""
+    if cutting == "librilight":
+        pieces = stitch(voice_activity(recording.path, len(waveform)), len(waveform))
+        enough = [p for p in pieces if sum(b - a for a, b in p) >= MIN_SAMPLES]
+        if not enough:
+            raise BadSample("no voice activity: its segments are too short")
+        return enough
+    if cutting == "none" or len(waveform) <= (MAX_TRANSCRIBED if has_labels else MAX_PIECE):
+        return None
+    spans = cut(waveform, marked_speech(recording.path))
+    if not spans:
+        raise BadSample(f"no speech found in {len(waveform) / SAMPLE_RATE:.0f} s")
+    return [[span] for span in spans]
 
 
 def _original(recording: Recording, num_samples: int) -> bytes | None:
@@ -152,66 +166,3 @@ def _original(recording: Recording, num_samples: int) -> bytes | None:
     packed = int.from_bytes(data[18:22], "big") >> 4
     same = data[:4] == b"fLaC" and packed == (SAMPLE_RATE << 8 | 0 << 5 | 15)
     return data if same and flac_num_samples(data[:26]) == num_samples else None
-
-
-def _marked_speech(recording: Recording) -> list[Span] | None:
-    """Voice activity from a Libri-Light .json beside the audio, if it has any."""
-    try:
-        marked = json.loads(Path(recording.path).with_suffix(".json").read_bytes())[
-            "voice_activity"
-        ]
-        return [(round(a * SAMPLE_RATE), round(b * SAMPLE_RATE)) for a, b in marked] or None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def cut(waveform: Waveform, speech: list[Span] | None = None) -> list[Span]:
-    """Spans of 2 to 35 s that hold the speech of a long recording, without its long pauses.
-
-    `speech`: spans known to be speech (None: found by webrtcvad). It is the VAD of WebRTC, with
-    maintained wheels for every Python; at some 8,000 times real time it adds nothing to decoding,
-    where a neural VAD at 40 times would take 1,500 core hours for Libri-Light, and finding pauses
-    to cut at is all that is asked of it.
-    """
-    spans = find_speech(waveform) if speech is None else speech
-    pieces: list[Span] = []
-    for start, end in spans:
-        start, end = max(0, start), min(end, len(waveform))
-        if pieces:
-            first, last = pieces[-1]
-            near = start - last <= MAX_PAUSE or last - first < MIN_PIECE
-            if near and end - first <= MAX_PIECE:
-                pieces[-1] = (first, max(last, end))
-                continue
-            start = max(start, last)
-        while end - start > MAX_PIECE:  # nobody breathes: cut where it is quietest
-            latest = min(start + MAX_PIECE, end - MIN_PIECE)
-            middle = _quietest(waveform, start + MAX_PIECE // 2, latest)
-            pieces.append((start, middle))
-            start = middle
-        pieces.append((start, end))
-    return [(start, end) for start, end in pieces if end - start >= MIN_PIECE]
-
-
-def find_speech(waveform: Waveform) -> list[Span]:
-    """Spans of speech by webrtcvad: 30 ms decisions, smoothed over 0.3 s and widened by 0.1 s."""
-    vad = webrtcvad.Vad(2)
-    num_frames = len(waveform) // FRAME
-    pcm = (np.clip(waveform[: num_frames * FRAME], -1, 1) * 32767).astype("<i2").tobytes()
-    size = 2 * FRAME
-    flags = [vad.is_speech(pcm[i * size : (i + 1) * size], SAMPLE_RATE) for i in range(num_frames)]
-    voiced = np.convolve(np.asarray(flags, float), np.ones(11), mode="same") > 5
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], voiced.astype(np.int8), [0]])))
-    margin = 3
-    return [
-        (max(0, int(a) - margin) * FRAME, min(num_frames, int(b) + margin) * FRAME)
-        for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
-
-
-def _quietest(waveform: NDArray[np.float32], start: int, end: int) -> int:
-    """The middle of the quietest 0.1 s between two positions."""
-    window = SAMPLE_RATE // 10
-    num_windows = max(1, (end - start) // window)
-    blocks = waveform[start : start + num_windows * window].reshape(num_windows, -1)
-    return start + int(np.square(blocks).mean(axis=1).argmin()) * window + window // 2

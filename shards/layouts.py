@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shards.completeness import Found, refuse_twice
 from shards.manifests import find_table, manifest
 from shards.recordings import (
     AUDIO,
@@ -21,6 +22,7 @@ from shards.recordings import (
     read_text,
     walk,
 )
+from shards.splits import Part, Place, placed
 from w2v2dist.data.text import clean_text
 
 LAYOUTS = (
@@ -37,14 +39,16 @@ class Scan:
     problems: list[Problem]
     layouts: list[str]
     notes: list[str]
+    sets: list[Found]  # of --split
 
 
-def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
-    """Look through `inputs`. The order is that of a hash of the key, so that every shard is a fair
-    sample of the corpus. Raises ValueError where an input is missing or holds no audio."""
-    found: list[Recording] = []
-    remarks, layouts = Remarks(), []
-    for number, root in enumerate(inputs):
+def scan(
+    inputs: Sequence[Path], layout: str, clean: bool = False, parts: Sequence[Part] = ()
+) -> Scan:
+    """Look through `inputs`, or where they have `parts`. The order is that of a hash of the key, so
+    that every shard is a fair sample of the corpus. Raises ValueError where an input is missing or
+    holds no audio."""
+    for root in inputs:
         if not root.exists():
             raise ValueError(f"--input {root} does not exist: name a folder of recordings")
         if root.is_file() and root.suffix.lower() in AUDIO:
@@ -52,17 +56,60 @@ def scan(inputs: Sequence[Path], layout: str, clean: bool = False) -> Scan:
                 f"--input {root} is one recording: give the folder that it is in, or a manifest "
                 "that names it"
             )
-        name = detect(root) if layout == "auto" else layout
-        layouts.append(name)
-        here = list(READERS[name](root, remarks))
-        if not here:
-            raise ValueError(_nothing_found(root, name, remarks))
-        found += [replace(r, key=f"{number}/{r.key}") for r in here]
+    remarks = Remarks()
+    sets: list[Found] = []
+    if parts:
+        layouts = [", ".join(part.name for part in parts)] * len(inputs)
+        sets = [_found([_read(place) for place in placed(part, inputs)]) for part in parts]
+        refuse_twice(sets)
+        remarks.problems.extend(problem for one in sets for problem in one.problems)
+        found = [replace(r, key=f"0/{r.key}") for one in sets for r in one.recordings]
+    else:
+        layouts = [detect(root) if layout == "auto" else layout for root in inputs]
+        found = []
+        for number, (root, name) in enumerate(zip(inputs, layouts, strict=True)):
+            here = list(READERS[name](root, remarks))
+            if not here:
+                raise ValueError(_nothing_found(root, name, remarks))
+            found += [replace(r, key=f"{number}/{r.key}") for r in here]
     recordings = _unique_keys(found)
     if clean:
         recordings = [replace(r, text=r.text and clean_text(r.text)) for r in recordings]
     recordings.sort(key=lambda r: (hashlib.sha256(r.key.encode()).digest(), r.key))
-    return Scan(recordings, remarks.problems, layouts, remarks.notes)
+    return Scan(recordings, remarks.problems, layouts, remarks.notes, sets)
+
+
+def _read(place: Place) -> Found:
+    """The recordings of a set in an input; their sources are relative to that."""
+    found = Found(places=[place], recordings=[])
+    for folder in place.folders:
+        remarks = Remarks()
+        inside = "" if folder == place.root else f"{folder.relative_to(place.root).as_posix()}/"
+        for r in READERS[place.part.layout](folder, remarks):
+            why = place.part.leave_out(r) if place.part.leave_out else None
+            if why is None:
+                found.recordings.append(replace(r, source=inside + r.source))
+            else:
+                found.left_out[why] += 1
+        found.problems += [Problem(inside + p.source, p.reason) for p in remarks.problems]
+    return found
+
+
+def _found(places: Sequence[Found]) -> Found:
+    """A set that lies in several inputs. Raises ValueError where none has any of it."""
+    left_out: Counter[str] = sum((one.left_out for one in places), Counter())
+    if not any(one.recordings for one in places):
+        there = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        raise ValueError(
+            f"--split {places[0].name}: {places[0].places[0].folders[0]} holds no audio of it"
+            + (f" (but {there})" if there else "")
+        )
+    return Found(
+        left_out=left_out,
+        places=[place for one in places for place in one.places],
+        recordings=[r for one in places for r in one.recordings],
+        problems=[p for one in places for p in one.problems],
+    )
 
 
 def detect(root: Path) -> str:
@@ -170,27 +217,40 @@ def _timit(root: Path, remarks: Remarks) -> Iterator[Recording]:
             continue
         heard.add((path.parent, stem.lower()))
         beside = {p.name.lower(): p for p in path.parent.glob(f"{stem}.*")}
-        labels = {
+        rows = {
             kind: [
-                line.split(maxsplit=2)[2]
+                row
                 for line in lines_of(read_text(file, root, remarks))
-                if len(line.split(maxsplit=2)) == 3
+                if len(row := line.split(maxsplit=2)) == 3
             ]
             for kind in ("phn", "wrd", "txt")
             if (file := beside.get(f"{stem.lower()}.{kind}")) is not None
         }
+        labels = {kind: [row[2].strip() for row in rows[kind]] for kind in rows}
         text = clean_text(" ".join(labels.get("txt") or labels.get("wrd") or []))
         region = path.parent.name.lower()
         if "-" not in region:
             region = f"{path.parent.parent.name.lower()}-{region}"
         recording = _recording(root, path, f"{region}-{stem.lower()}")
         phones = " ".join(labels.get("phn", []))
-        speaker = region.rpartition("-")[2]
-        yield replace(recording, text=text or None, speaker=speaker, phones=phones or None)
+        yield replace(
+            recording,
+            text=text or None,
+            speaker=region.rpartition("-")[2],
+            phones=phones or None,
+            phone_spans=_spans(rows.get("phn", [])),
+        )
     for folder, name in walk(root):
         if name.lower().endswith(".phn") and (folder, Path(name).stem.lower()) not in heard:
             where = (folder / name).relative_to(root).as_posix()
             remarks.problems.append(Problem(where, "text without audio"))
+
+
+def _spans(rows: list[list[str]]) -> tuple[tuple[int, int], ...] | None:
+    """First and last + 1 sample of each phone; None where a row says none."""
+    if not rows or not all(a.isdecimal() and b.isdecimal() for a, b, _ in rows):
+        return None
+    return tuple((int(a), int(b)) for a, b, _ in rows)
 
 
 def _mls(root: Path, remarks: Remarks) -> Iterator[Recording]:

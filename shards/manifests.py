@@ -103,9 +103,11 @@ def manifest(root: Path, remarks: Remarks) -> Iterator[Recording]:
             path=str(path),
             source=source,
             num_bytes=size,
+            text=labels.get("text"),
+            speaker=labels.get("speaker"),
+            phones=labels.get("phones"),
             offset=offset,
             duration=duration,
-            **labels,
         )
 
 

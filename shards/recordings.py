@@ -26,12 +26,14 @@ class Recording:
     text: str | None = None
     speaker: str | None = None
     phones: str | None = None
+    phone_spans: tuple[tuple[int, int], ...] | None = None  # of each phone, in samples of 16 kHz
     offset: float | None = None
     duration: float | None = None
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What tells one build's recordings from another's; the path may move."""
+        """What tells one build's recordings from another's; the path may move. Not the times of
+        phones, which folders of before have not."""
         segment = () if self.offset is None else (self.offset, self.duration)
         labels = (self.text, self.speaker, self.phones)
         return (self.key, self.source, self.num_bytes, *labels, *segment)

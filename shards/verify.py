@@ -7,6 +7,7 @@ python shards/verify.py data/train --quick     # only sizes and the index itself
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -19,6 +20,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
+from shards.completeness import in_words
 from w2v2dist.data.audio import BadSample, decode
 from w2v2dist.data.index import REBUILD, ShardIndex
 from w2v2dist.data.index_writer import ShardEntry, index_shard
@@ -69,6 +71,12 @@ def _compare(index: ShardIndex, k: int, entry: ShardEntry) -> list[str]:
     ]
 
 
+def split_in_words(folder: Path) -> list[str]:
+    """What the build found of the sets that it was told to make; [] where there was no --split."""
+    summary = json.loads((folder / "index.json").read_bytes()).get("summary") or {}
+    return in_words(summary["split"]) if "split" in summary else []
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -107,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(
             f"{len(numbers)} shards, {len(index)} utterances, {hours:.2f} h: {what} checked, well"
         )
+        for line in split_in_words(args.folder):
+            console.print(line, markup=False)
     return 1 if problems else 0
 
 

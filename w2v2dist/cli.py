@@ -28,6 +28,7 @@ COMMANDS = {
         "table": ("reporting.table", "the papers' tables with a recipe's results beside them"),
         "report": ("reporting.report", "report.html with the curves and events of runs"),
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
+        "codes": ("reporting.codes", "which codes stand for which phones: P(phone | code)"),
     },
     "use": {
         "transcribe": ("decode.transcribe", "text of recordings, by any fine-tuned model"),

@@ -19,7 +19,7 @@ import soundfile
 import webdataset
 
 from shards import build, verify
-from shards.encode import MAX_PIECE, MIN_PIECE, cut
+from shards.cut import MAX_PIECE, MIN_PIECE, cut
 from w2v2dist.data.audio import decode, load_any, to_flac
 from w2v2dist.data.index import ShardIndex
 

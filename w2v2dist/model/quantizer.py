@@ -43,7 +43,7 @@ class GumbelQuantizer(nn.Module):
         """Hard choices: with Gumbel noise (drawn, or given as (B, N, G, V)) and gradients through
         the softmax at `temperature` in training; the largest logit, without gradients to the
         projection, in evaluation. Perplexities are of the logits without noise, in both."""
-        logits = self.projection(x).unflatten(-1, (self.num_codebooks, -1)).float()  # (B, N, G, V)
+        logits = self.logits(x)
         codes = logits.argmax(-1)
         choice = one_hot(codes, self.num_entries)
         hard = choice.flatten(0, 1).mean(0)
@@ -56,6 +56,11 @@ class GumbelQuantizer(nn.Module):
         codewords = torch.einsum("bngv,gvd->bngd", choice.type_as(x), self.codebooks).flatten(2)
         probabilities = logits.softmax(-1).flatten(0, 1).mean(0)
         return Quantized(codewords, codes, perplexity(hard), perplexity(probabilities))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of each entry, fp32: (B, N, C) -> (B, N, G, V)."""
+        logits: Tensor = self.projection(x).unflatten(-1, (self.num_codebooks, -1)).float()
+        return logits
 
 
 def one_hot(codes: Tensor, num_entries: int) -> Tensor:

@@ -114,6 +114,11 @@ class Wav2Vec2Model(nn.Module):
         x = self.context_network(x, on_device, drop_layers, frames)
         return ModelOutput(x, features, penalty, quantized, num_frames)
 
+    def targets(self, waveforms: Tensor) -> Tensor:
+        """The normalised conv features alone, without the context network: (B, S) -> (B, T, C)."""
+        normalised: Tensor = self.layer_norm(self._extract(waveforms, freeze=True)[0].mT)
+        return normalised
+
     def _extract(self, waveforms: Tensor, freeze: bool) -> tuple[Tensor, Tensor]:
         scale = 0.0 if freeze else self.config.feature_grad_mult
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
@@ -188,6 +193,16 @@ class Wav2Vec2ForPretraining(nn.Module):
         targets, scale = self.target_projection(targets), self.config.logit_temperature
         logits = losses.contrastive_logits(context, targets, ids, distractors, scale)
         return self._with_losses(body, logits, quantized)._replace(temperature=temperature)
+
+    @torch.no_grad()
+    def codes(self, waveforms: Tensor) -> Tensor:
+        """The targets' codes of every frame, the largest logits without noise, as in evaluation:
+        (B, S) -> (B, T, G) int64. Raises ValueError where targets are not quantized."""
+        if self.quantizer is None:
+            raise ValueError(
+                "its targets are continuous (model.quantize_targets is false): it has no codes"
+            )
+        return self.quantizer.logits(self.encoder.targets(waveforms)).argmax(-1)
 
     def _with_losses(
         self, body: ModelOutput, logits: Tensor, quantized: Quantized | None

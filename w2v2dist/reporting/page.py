@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ASSETS = resources.files("w2v2dist.reporting") / "page"
-EMPTY = ("meta", "br", "link", "input")  # elements without an end
+EMPTY = ("meta", "br", "link", "input", "img")  # elements without an end
 
 
 class Html(str):

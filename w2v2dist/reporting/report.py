@@ -10,7 +10,7 @@ import numpy as np
 
 from w2v2dist import __version__
 from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
-from w2v2dist.reporting import logs, scores, settings, timeline
+from w2v2dist.reporting import code_picture, logs, scores, settings, timeline
 from w2v2dist.reporting.clips import Clips
 from w2v2dist.reporting.page import Html, cards, cut, document, fold, join, table, tag, write_whole
 from w2v2dist.reporting.panels import MARKED, Charts, Panel, marks, panels_of
@@ -109,6 +109,7 @@ def _section(group: list[Run], charts: Charts, clips: Clips | None, number: int)
         curves,
         _key(group) if found else None,
         scores.section(group, clips),
+        code_picture.section(group),
         *(_run(run, several=several) for run in group),
         id=f"group{number}",
     )
