@@ -59,7 +59,7 @@ def test_losses_are_the_same_to_the_bit(
     found = probed(runs["with"])
     assert list(found) == [4, 6]  # every four steps, and the last
     assert list(found[6]) == [f"probe/layer_{k:02d}/cer" for k in (0, 2, 3)]
-    assert all(0 < error <= 1.5 for row in found.values() for error in row.values())
+    assert all(0 < error < 3 for row in found.values() for error in row.values())
 
 
 def test_numbers_do_not_depend_on_the_processes(

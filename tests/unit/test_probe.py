@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from w2v2dist.config import ConfigError
-from w2v2dist.model.probe import LinearProbe
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.preemption import PreemptionFlag
+from w2v2dist.tasks.linear_probe import LinearProbe
 from w2v2dist.tasks.probe import ProbeConfig
 from w2v2dist.training.probing import Probing
 from w2v2dist.training.schedules import LoopConfig

@@ -22,11 +22,13 @@ from w2v2dist.data.texts import count_symbols, read_labels
 from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts, error_rates
 from w2v2dist.model import Wav2Vec2Config
-from w2v2dist.model.probe import CHECKED_EVERY, Labelled, LinearProbe
 from w2v2dist.runtime.distributed import World
 from w2v2dist.tasks.agreed import agreed
 from w2v2dist.tasks.finetune import FinetuneBatch, FinetuneCollate
+from w2v2dist.tasks.linear_probe import CHECKED_EVERY, Labelled, LinearProbe
 from w2v2dist.training.engine import Engine
+
+LONGEST = 40 * SAMPLE_RATE  # of an utterance: without gradients that fits where training does
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,7 @@ class LettersProbe:
         self._data, self._layers = data, config.of(model.num_layers)
         indices = [open_index(config.data, "probe.data"), open_index(config.valid, "probe.valid")]
         chosen = [
-            _first_minutes(index, config.minutes, data, model, key)
+            _first_minutes(index, config.minutes, model, key)
             for index, key in zip(indices, ("probe.data", "probe.valid"), strict=True)
         ]
         self._alphabet = agreed(lambda: _alphabet(indices[0], data), world)
@@ -178,18 +180,16 @@ class LettersProbe:
         return error_rates(error_counts(valid[1], said), ("cer",))["cer"]
 
 
-def _first_minutes(
-    index: ShardIndex, minutes: float, data: DataConfig, model: Wav2Vec2Config, key: str
-) -> Any:
+def _first_minutes(index: ShardIndex, minutes: float, model: Wav2Vec2Config, key: str) -> Any:
     """Rows of the first utterances, until they are so many minutes. Raises ConfigError where none
     has a length that the model takes."""
     sizes = index.num_samples.astype(np.int64)
-    fits = (sizes >= model.receptive_field) & (sizes <= data.max_samples_per_slot)
+    fits = (sizes >= model.receptive_field) & (sizes <= LONGEST)
     rows = np.flatnonzero(fits).astype(np.int64)
     if not len(rows):
         raise ConfigError(
-            f"{key} has no utterance of {model.receptive_field} samples or more, and of "
-            f"data.max_samples_per_slot ({data.max_samples_per_slot}) at most: give other shards"
+            f"{key} has no utterance of {model.receptive_field} to {LONGEST} samples: give it "
+            "other shards"
         )
     before = np.cumsum(sizes[rows]) - sizes[rows]
     return rows[before < minutes * 60 * SAMPLE_RATE]
