@@ -280,5 +280,7 @@ def test_resume_page_lists_the_keys_that_may_change() -> None:
     text = (ROOT / "docs/resume.md").read_text()
     section = text.split("## Keys that may change", 1)[1].split("\n\n")[1]
     listed = set(re.findall(r"`([a-z_.*]+)`", section))
-    expected = {re.sub(r"^alarms\..*", "alarms.*", k) for k, (_, may) in facts().items() if may}
+    expected = {
+        re.sub(r"^(alarms|probe)\..*", r"\1.*", k) for k, (_, may) in facts().items() if may
+    }
     assert listed == expected

@@ -30,7 +30,7 @@ engine
 run_folder
 engine_state rollbacks task
 checkpointer metrics bad_samples
-validation alarms
+validation probing alarms
 config
 loop
 """

@@ -128,6 +128,11 @@ def panels_of(runs: Sequence[Run]) -> list[Panel]:
         shown = name in known and ("/" not in key or key.startswith("valid/"))
         if not shown and name not in NOT_SHOWN and not name.startswith("num_"):
             others.setdefault(name, {})[key] = key.rpartition("/")[0] or "train"
+    probed = {k: f"layer {k[12:14]}" for k in sorted(keys) if k.startswith("probe/layer_")}
+    if probed:
+        others.pop("cer", None)
+        note = "of a linear layer on frozen features, trained on minutes of labels"
+        found.append(Panel("letters a probe misses (%)", probed, scale=100, note=note))
     more = [Panel(name, curves) for name, curves in list(others.items())[:MOST_OTHERS]]
     return found + [p for p in more if any(_has(run, p) for run in runs)]
 

@@ -1,7 +1,7 @@
 """Pre-training: masked contrastive learning over jointly learned quantized units (section 3)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.model.config import temperature
 from w2v2dist.model.masking import distractor_positions, span_mask
 from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
+from w2v2dist.tasks.probe import ProbeConfig
 from w2v2dist.tasks.speech import SpeechConfig, SpeechTask, dropped_layers, empty_core
 from w2v2dist.training.alarms import AlarmConfig
 from w2v2dist.training.engine import Engine
@@ -27,8 +28,10 @@ class PretrainConfig(SpeechConfig):
     """Everything about a pre-training run."""
 
     task: Literal["pretrain"] = "pretrain"
+    probe: ProbeConfig = field(default_factory=ProbeConfig, metadata={"may_change": True})
 
     def __post_init__(self) -> None:
+        self.probe.of(self.model.num_layers)
         if self.model.mask_prob <= 0:
             raise ConfigError(
                 "model.mask_prob is 0 but pre-training learns from masked frames alone"

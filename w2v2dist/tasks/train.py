@@ -70,8 +70,13 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
     # A run that has saved needs its pre-trained model no more
     resumes = has_saved(Path(config.run_dir))
     task: Task
+    probe = None
     try:
         if config.task == "pretrain":
+            if config.probe.every:
+                from w2v2dist.tasks.probe import LettersProbe
+
+                probe = LettersProbe(config.probe, config.data, config.model, world)
             task = pretrain.PretrainTask(config)
         elif config.task == "language_model":
             task = language_model.LanguageModelTask(
@@ -80,7 +85,7 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
         else:
             tokens = agreed_alphabet(config, world)
             task = finetune.FinetuneTask(config, tokens, skip_pretrained=resumes)
-        outcome = fit(config, task, world, flag)
+        outcome = fit(config, task, world, flag, probe)
     except (ValueError, CheckpointError, OSError):
         # All ranks have it; a group left open can end a process with abort()
         world.close()

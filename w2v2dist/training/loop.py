@@ -19,6 +19,7 @@ from w2v2dist.training.checkpointer import Checkpointer, Part
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
 from w2v2dist.training.metrics import Metrics
+from w2v2dist.training.probing import Probe, Probing
 from w2v2dist.training.rollbacks import Rollback, Rollbacks
 from w2v2dist.training.run_folder import Run, log_batch, opened
 from w2v2dist.training.task import Batches, Source, Task
@@ -48,7 +49,9 @@ OUT_OF_MEMORY = (
 class _Training:
     """The parts of a training; each owns its state, and is complete when it is made."""
 
-    def __init__(self, run: Run, task: Task, source: Source, flag: PreemptionFlag) -> None:
+    def __init__(
+        self, run: Run, task: Task, source: Source, flag: PreemptionFlag, probe: Probe | None
+    ) -> None:
         self.run, self.task, self.source, self.flag = run, task, source, flag
         config, world = run.config, run.world
         virtual = VirtualRanks(config.data.virtual_world_size)
@@ -60,13 +63,21 @@ class _Training:
         self.bad = BadSamples(run)
         self.metrics = Metrics(run, task)
         self.validation = Validation(run, task, source, self.engines, self.bad)
+        self.probing = Probing(run, self.engines, probe)
         parts: dict[str, Part] = {"bad": self.bad, "validation": self.validation}
+        parts |= {"probing": self.probing} if probe else {}
         self.checkpointer = Checkpointer(run, self.engines, parts)
         self.rollbacks = Rollbacks(run)
         self.alarms = Alarms(run, task, self.rollbacks, self.checkpointer)
 
 
-def fit(config: TrainingConfig, task: Task, world: World, flag: PreemptionFlag) -> Outcome:
+def fit(
+    config: TrainingConfig,
+    task: Task,
+    world: World,
+    flag: PreemptionFlag,
+    probe: Probe | None = None,
+) -> Outcome:
     """Train to `max_steps`, from the newest checkpoint of the run folder if there is one. Raises
     ConfigError (also for more than data.max_bad_samples bad samples) or CheckpointError."""
     VirtualRanks(config.data.virtual_world_size).check(world.size)
@@ -76,7 +87,7 @@ def fit(config: TrainingConfig, task: Task, world: World, flag: PreemptionFlag) 
     source = task.source()
     _check(source, world)
     with opened(config, source.fingerprint, task.records, world) as run:
-        training = _Training(run, task, source, flag)
+        training = _Training(run, task, source, flag, probe)
         with contextlib.closing(training.checkpointer):
             while isinstance(ended := _train(training), dict):  # go on from where it leads to
                 training.checkpointer.roll_back(ended["from"])
@@ -105,9 +116,9 @@ def _train(t: _Training) -> Outcome | Rollback:
     if done == last and _has_said_so(t):
         t.run.logger.say(f"{t.run.config.run_dir} has finished all {last} steps")
         return Finished()
-    owed = done > 0 and t.validation.owed == done
+    owed = done > 0 and done in (t.validation.owed, t.probing.owed)
     t.run.logger.begin(done, flatten(to_dict(t.run.config)), owed=owed)
-    for note in () if done else (*t.task.notes, *t.source.notes):
+    for note in () if done else (*t.task.notes, *t.source.notes, *t.probing.notes):
         t.run.logger.event("note", step=done, text=note)
     for note in [note for engine in t.engines.values() for note in engine.notes]:
         t.run.logger.event("note", step=done, text=note)
@@ -157,7 +168,8 @@ def _step(t: _Training, batches: Iterator[Any], step: int) -> Preempted | Rollba
     update = t.task.update(step)
     engine = t.engines[update.group]
     norm = _update(t, engine, micro, step, update.lr, agreed.num_targets)
-    finite = not (t.validation.due(step) or t.checkpointer.due(step)) or _has_finite_weights(t)
+    looked_at = (t.validation, t.probing, t.checkpointer)
+    finite = not any(part.due(step) for part in looked_at) or _has_finite_weights(t)
     scale = engine.loss_scale if t.run.config.engine.precision == "fp16" else None
     if (verdict := t.alarms.after_step(step, norm, scale, finite)) is not None:
         return verdict
@@ -228,6 +240,12 @@ def _validate_and_save(t: _Training, step: int) -> Preempted | None:
     """What is due of both after a step."""
     with t.metrics.paused():
         improved = False
+        if t.probing.due(step):
+            t.checkpointer.settle()
+            if t.validation.due(step):
+                t.validation.owed = step  # it would come after
+            if not t.probing.run(step, t.flag):
+                return _preempted(t, step, t.flag.signal_number)
         if t.validation.due(step):
             t.checkpointer.settle()  # whether that is the best is known then; no thread is forked
             values = t.validation.run(step, t.flag)
