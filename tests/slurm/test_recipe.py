@@ -27,7 +27,6 @@ MODEL |= {"pos_conv_kernel": 16, "pos_conv_groups": 4, "final_dim": 16, "num_cod
 SMALL = [
     "let.pretrain_steps=60",
     "let.finetune_steps=40",
-    "let.splits=[{id: test, column: test_clean}]",
     "stages.pretrain.set.loop.save_every=5",
     "stages.finetune.set.loop.save_every=5",
     *(f"stages.{g}.set.model.{k}={v}" for g in ("pretrain", "finetune") for k, v in MODEL.items()),

@@ -6,7 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,23 +60,31 @@ def submit_recipe(recipe: Recipe, cluster: ClusterConfig, minutes: int) -> list[
     with locked(recipe.folder):
         found = prepare(recipe)
         jobs = {n: s.job for n, s in found.items() if s.name in ("queued", "running")}
+        arrays: dict[str, int] = {}  # of this call, with the number of their tasks
         for batch in batches(recipe, found):
-            after = sorted({jobs[n] for n in batch[0].needs if n in jobs}, key=_number)
+            after = waited_for([jobs[n] for n in batch[0].needs if n in jobs], arrays)
             if batch[0].is_training:
                 made = [_submit_training(recipe, batch[0], cluster, minutes, after)]
             else:
                 made = _submit_commands(recipe, batch, cluster, minutes, after)
             jobs |= dict(zip((stage.name for stage in batch), made, strict=True))
+            arrays[made[0].split("_")[0]] = len(made)
             names = batch[0].name + (f" and {len(batch) - 1} more" if len(batch) > 1 else "")
-            waits = f", after {', '.join(after)}" if after else ""
+            shown = after if len(after) < 7 else [*after[:5], "…", after[-1]]
+            waits = f", after {', '.join(shown)}" if after else ""
             line = f"job {made[0].split('_')[0]}: {names} ({batch[0].kind}){waits}"
             print(line, flush=True)
             out.append(line)
     return out
 
 
-def _number(job: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in job.split("_"))
+def waited_for(jobs: Sequence[str], arrays: Mapping[str, int]) -> list[str]:
+    """Jobs for afterok, an array whose tasks are all among them by its own number. One that was
+    submitted before may have tasks that failed and are made anew by another job."""
+    counts = Counter(job.split("_")[0] for job in set(jobs))
+    whole = {base for base, count in counts.items() if arrays.get(base) == count}
+    found = {base if (base := job.split("_")[0]) in whole else job for job in jobs}
+    return sorted(found, key=lambda job: tuple(int(part) for part in job.split("_")))
 
 
 def batches(recipe: Recipe, found: dict[str, State]) -> Iterator[list[Stage]]:
@@ -124,7 +133,7 @@ def _submit_training(
     """The job's number."""
     config, nodes, cluster = placed(stage, cluster)
     # singleton, as every training: a job of the same run that is not of the recipe goes first
-    waits = ",".join(["singleton", *(f"afterok:{job}" for job in after)])
+    waits = ",".join(["singleton", *([f"afterok:{':'.join(after)}"] if after else [])])
     extra = {**cluster.sbatch, "dependency": waits, "kill-on-invalid-dep": "yes"}
     cluster = dataclasses.replace(cluster, sbatch=extra)
     task = hand_out(recipe, stage)
@@ -166,8 +175,7 @@ def _submit_commands(
     if array:
         options["array"] = f"0-{len(stages) - 1}"
     if after:
-        waits = ",".join(f"afterok:{job}" for job in after)
-        options |= {"dependency": waits, "kill-on-invalid-dep": "yes"}
+        options |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
     script = _script(options, cluster, [str(task.absolute()) for task in tasks])
     path = recipe.folder / "jobs" / f"{stages[0].name}.sh"
     path.write_text(script, encoding="utf-8")
