@@ -41,9 +41,10 @@ def _made(path: Path, task: dict[str, Any], output: TextIO | None) -> int:
         return 0
     started, end = time.time(), end_path(path.parent.parent, task["stage"])
     end.unlink(missing_ok=True)
-    if problem := _unready(task):
-        write_json(end, {"fingerprint": task["fingerprint"], "why": problem, "status": 1})
-        print(f"error: {problem}", file=output, flush=True)
+    if need := _unready(task):
+        why = f"{need} is not done as {task['stage']} needs it: give the recipe again"
+        write_json(end, {"fingerprint": task["fingerprint"], "why": why, "needs": need})
+        print(f"error: {why}", file=output, flush=True)
         return 1
     part.mkdir(parents=True, exist_ok=True)
     with _Child() as child:
@@ -70,7 +71,7 @@ def _unready(task: Mapping[str, Any]) -> str:
     """Which stage that this one needs is not as it was to be; "" where all are."""
     for name, (folder, fingerprint) in task["needs"].items():
         if read_json(Path(folder) / DONE).get("fingerprint") != fingerprint:
-            return f"{name} is not done as {task['stage']} needs it: give the recipe again"
+            return str(name)
     return ""
 
 
