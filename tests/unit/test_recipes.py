@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from w2v2dist.recipes.prints import corpus_print
 from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
 from w2v2dist.recipes.state import State, states
 from w2v2dist.reporting.recipe_status import rows
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
@@ -123,6 +125,10 @@ def test_stages_stand_after_what_they_need(write: Write) -> None:
         ({"a": {}}, ["either `train: CONFIG` or `run: COMMAND`"]),
         ({"a": {"train": "nowhere.yaml"}}, ["nowhere.yaml does not exist"]),
         ({"a": {"run": "w2v2dist lm text {corpora.b} --output {out}"}}, ["the corpora are: texts"]),
+        (
+            {"a": {"run": "w2v2dist lm text x --output {out}", "resources": {"mem": "1\n2"}}},
+            ["a line"],
+        ),
         ({"logs": {"run": "w2v2dist lm text x --output {out}"}}, ["choose another"]),
         ({"a": {"runs": "x"}}, ["did you mean stages.a.run?"]),
         (
@@ -332,6 +338,35 @@ def test_a_failure_takes_what_depends_on_it_and_nothing_else(
     bad["broken"] = {"run": "w2v2dist lm ngram @text/text.txt --order 2 --output {out}/lm.arpa"}
     assert run("--recipe", write(stages=bad)) == 0
     assert capsys.readouterr().out.count("done before") == 3
+
+
+def test_a_signal_leaves_nothing_under_a_final_name_and_the_command_goes_on(write: Write) -> None:
+    words_ = ["ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT"] * 60_000  # seconds of reading
+    Path("texts.txt").write_text("\n".join(words_))
+    path = write(stages={"again": None, "ngram": None})
+    command = [sys.executable, str(ROOT / "launch/submit.py"), "--local", "--recipe", str(path)]
+    folder = Path("runs/recipes/chain")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "text.part" / "text.txt").exists() and not list(
+            (folder / "text.part").glob(".*")
+        ):
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert names(read_recipe(path))["text"] == "running"
+        process.terminate()
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == EXIT_PREEMPTED
+    assert "text: interrupted; python launch/submit.py --local --recipe" in said
+    assert names(read_recipe(path)) == {"text": "stopped"}
+    assert not (folder / "text").exists()
+    Path("texts.txt").write_text("ONE TWO\n")
+    with pytest.raises(ConfigError, match="another version"):
+        prepare(read_recipe(path))
+    Path("texts.txt").write_text("\n".join(words_))
+    assert run("--recipe", path) == 0
 
 
 def test_corpora_that_are_not_there_are_named_together_before_anything_is_done(

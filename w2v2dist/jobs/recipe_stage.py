@@ -4,6 +4,7 @@ it makes gets its name when all of it is there."""
 import ctypes
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from w2v2dist.recipes.state import end_path, read_json, write_json
 from w2v2dist.training.lock import InUseError, locked
 
 PR_SET_PDEATHSIG = 1
+CONTINUE = ("tune", "evaluate")  # kinds that go on with what they have: trials
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -46,6 +48,8 @@ def _made(path: Path, task: dict[str, Any], output: TextIO | None) -> int:
         write_json(end, {"fingerprint": task["fingerprint"], "why": why, "needs": need})
         print(f"error: {why}", file=output, flush=True)
         return 1
+    if part != folder and task["kind"] not in CONTINUE:
+        shutil.rmtree(part, ignore_errors=True)  # what an attempt left that did not come to its end
     part.mkdir(parents=True, exist_ok=True)
     with _Child() as child:
         for template in task["templates"]:
