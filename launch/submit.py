@@ -26,8 +26,7 @@ EPILOG = """examples:
   # everything behind a table of the paper: what it needs; here; as jobs that wait for each other
   python launch/submit.py --recipe configs/recipes/lv60k.yaml --dry-run
   python launch/submit.py --recipe configs/recipes/tiny.yaml --local
-  python launch/submit.py --cluster FILE --recipe configs/recipes/librispeech_base.yaml \\
-    corpora.librispeech=DIR
+  python launch/submit.py --recipe configs/recipes/librispeech_base.yaml corpora.librispeech=DIR
   # which settings are fastest on this machine's GPUs: some minutes of measuring
   python launch/submit.py --autotune configs/large_lv60k.yaml
 
@@ -49,21 +48,25 @@ ENDED = {
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 submitted or finished, 1 failed, 2 a user's mistake, 75 saved on a signal."""
-    parser = make_parser()
-    args = parser.parse_intermixed_args(argv)
-    args.again = shlex.join(
-        ["python", "launch/submit.py", *(sys.argv[1:] if argv is None else argv)]
-    )
-    if args.recipe is not None:  # then the first word is a setting
-        args.overrides = [word for word in (args.config, *args.overrides) if word is not None]
-        args.config = args.recipe
-    if args.config is None:
-        parser.error("the following arguments are required: CONFIG, or --recipe FILE")
+    args = parse_args(argv)
     try:
         return _run(args)
     except (ConfigError, ValueError) as error:
         print(f"submit.py: {error}", file=sys.stderr)
         return 2
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; of --recipe FILE the file is `config`."""
+    parser, given = make_parser(), sys.argv[1:] if argv is None else argv
+    args = parser.parse_intermixed_args(given)
+    args.again = shlex.join(["python", "launch/submit.py", *given])
+    if args.recipe is not None:  # then the first word is a setting
+        args.overrides = [word for word in (args.config, *args.overrides) if word is not None]
+        args.config = args.recipe
+    if args.config is None:
+        parser.error("the following arguments are required: CONFIG, or --recipe FILE")
+    return args
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ the same numbers, to the last digit, as without."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,6 @@ MODEL |= {"pos_conv_kernel": 16, "pos_conv_groups": 4, "final_dim": 16, "num_cod
 SMALL = [
     "let.pretrain_steps=60",
     "let.finetune_steps=40",
-    "let.splits=[{id: test, column: test_clean}]",
     "stages.pretrain.set.loop.save_every=5",
     "stages.finetune.set.loop.save_every=5",
     *(f"stages.{g}.set.model.{k}={v}" for g in ("pretrain", "finetune") for k, v in MODEL.items()),
@@ -133,8 +133,48 @@ def test_interrupted_twice_the_table_is_the_same(cluster: Cluster, speech: Path)
     assert "resumed" in events
 
     cluster.wait(lambda: whole.done(), "the recipe without interruption", 400)
-    assert cluster.job(whole.job("pretrain"))["Restarts"] == "0"
+    events = [e["event"] for e in read_jsonl(whole.stage("pretrain").folder / "events.jsonl")]
+    assert "resumed" not in events
     first, second = whole.results(), attacked.results()
     assert len(first) >= 6
     assert first == second
     shutil.rmtree(attacked.folder)
+
+
+def test_a_stage_that_fails_for_good(cluster: Cluster, tmp_path: Path) -> None:
+    """What depends on it leaves the queue and is named; the rest is made, and nothing twice."""
+    (tmp_path / "texts.txt").write_text("ONE TWO THREE\nTWO FOUR ONE\nONE TWO FOUR\n")
+    ngram = "w2v2dist lm ngram @text/{file} --order 2 --output {out}/lm.arpa"
+    stages: dict[str, Any] = {
+        "text": {"run": "w2v2dist lm text {corpora.texts} --output {out}"},
+        "broken": {"run": ngram.replace("{file}", "nothing.txt")},
+        "after": {"run": "w2v2dist lm text @broken/lm.arpa --output {out}"},
+        "last": {"run": ngram.replace("{file}", "text.txt")},
+    }
+    folder = cluster.root / "runs" / "broken"
+    corpora = {"texts": str(tmp_path / "texts.txt")}
+    values = {"recipe": "chain", "folder": str(folder), "corpora": corpora, "stages": stages}
+    path, profile = tmp_path / "chain.yaml", tmp_path / "profile.yaml"
+    path.write_text(yaml.safe_dump(values))
+    profile.write_text(yaml.safe_dump(PROFILE))
+    command = [sys.executable, "launch/submit.py", "--cluster", str(profile), "--follow", str(path)]
+
+    def give() -> subprocess.CompletedProcess[str]:
+        environment, text = cluster.environment, True
+        return subprocess.run(
+            command, env=environment, cwd=REPOSITORY, capture_output=True, text=text, timeout=300
+        )
+
+    first = give()
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "broken failed: `w2v2dist lm ngram" in first.stderr
+    assert f"log: {folder}/logs/broken-" in first.stderr
+    assert "after was not made: needs broken, which is failed" in first.stderr
+    assert "this goes on: python launch/submit.py" in first.stderr
+    assert (folder / "last" / "lm.arpa").exists()
+    assert not (folder / "broken").exists()
+    stages["broken"]["run"] = ngram.replace("{file}", "text.txt")
+    path.write_text(yaml.safe_dump(values))
+    second = give()
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert re.findall(r"job \d+: (\w+)", second.stdout) == ["broken", "after"]

@@ -16,11 +16,8 @@ from w2v2dist.model import Wav2Vec2ForCTC, Wav2Vec2ForPretraining
 from w2v2dist.reporting.paper import references, show
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(
-    path
-    for path in CONFIGS.rglob("*.yaml")
-    if path.parent.name != "recipes" and not path.name.startswith("common_")
-)
+TRAININGS = [p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "recipes"]
+FILES = sorted(p for p in TRAININGS if not p.name.startswith("common_"))
 
 # The product's tables; the tests at the end compare them with their source
 PRETRAINING = {name: ref.values for name, ref in references("pretrain").items()}

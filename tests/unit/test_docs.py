@@ -22,7 +22,7 @@ from shards import build, verify
 from w2v2dist.cli import MODULES, parse
 from w2v2dist.config import from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig
-from w2v2dist.recipes.recipe import read_recipe
+from w2v2dist.recipes.recipe import is_recipe, read_recipe
 from w2v2dist.tasks.finetune import FinetuneConfig
 from w2v2dist.tasks.language_model import LanguageModelingConfig
 from w2v2dist.tasks.pretrain import PretrainConfig
@@ -88,8 +88,9 @@ def check(words: list[str]) -> None:
             assert all(option.startswith("--") for option in words[1:at:2])
             check_w2v2dist(["train", *words[at + 1 :]])
         case ["python", "launch/submit.py", *arguments]:
-            args = submit.make_parser().parse_intermixed_args(arguments)
-            read_config(args.config, args.overrides)
+            args = submit.parse_args(arguments)
+            read = read_recipe if is_recipe(Path(args.config)) else read_config
+            read(args.config, args.overrides)
             if args.cluster:
                 from_dict(ClusterConfig, read_yaml(args.cluster))
         case ["python", "shards/build.py", *arguments]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import yaml
 
 from launch.submit import main
 from w2v2dist.config import ConfigError
+from w2v2dist.jobs.recipe_jobs import batches, dependency
 from w2v2dist.recipes.expand import canonical, expanded, filled, words
 from w2v2dist.recipes.prepare import prepare
 from w2v2dist.recipes.prints import corpus_print
 from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
-from w2v2dist.recipes.state import states
+from w2v2dist.recipes.state import State, states
 from w2v2dist.reporting.recipe_status import rows
+from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
@@ -122,6 +125,10 @@ def test_stages_stand_after_what_they_need(write: Write) -> None:
         ({"a": {}}, ["either `train: CONFIG` or `run: COMMAND`"]),
         ({"a": {"train": "nowhere.yaml"}}, ["nowhere.yaml does not exist"]),
         ({"a": {"run": "w2v2dist lm text {corpora.b} --output {out}"}}, ["the corpora are: texts"]),
+        (
+            {"a": {"run": "w2v2dist lm text x --output {out}", "resources": {"mem": "1\n2"}}},
+            ["a line"],
+        ),
         ({"logs": {"run": "w2v2dist lm text x --output {out}"}}, ["choose another"]),
         ({"a": {"runs": "x"}}, ["did you mean stages.a.run?"]),
         (
@@ -333,6 +340,35 @@ def test_a_failure_takes_what_depends_on_it_and_nothing_else(
     assert capsys.readouterr().out.count("done before") == 3
 
 
+def test_a_signal_leaves_nothing_under_a_final_name_and_the_command_goes_on(write: Write) -> None:
+    words_ = ["ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT"] * 60_000  # seconds of reading
+    Path("texts.txt").write_text("\n".join(words_))
+    path = write(stages={"again": None, "ngram": None})
+    command = [sys.executable, str(ROOT / "launch/submit.py"), "--local", "--recipe", str(path)]
+    folder = Path("runs/recipes/chain")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "text.part" / "text.txt").exists() and not list(
+            (folder / "text.part").glob(".*")
+        ):
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert names(read_recipe(path))["text"] == "running"
+        process.terminate()
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == EXIT_PREEMPTED
+    assert "text: interrupted; python launch/submit.py --local --recipe" in said
+    assert names(read_recipe(path)) == {"text": "stopped"}
+    assert not (folder / "text").exists()
+    Path("texts.txt").write_text("ONE TWO\n")
+    with pytest.raises(ConfigError, match="another version"):
+        prepare(read_recipe(path))
+    Path("texts.txt").write_text("\n".join(words_))
+    assert run("--recipe", path) == 0
+
+
 def test_corpora_that_are_not_there_are_named_together_before_anything_is_done(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -410,6 +446,53 @@ def test_dry_run_needs_no_corpora_and_touches_nothing(
     assert "3.5 TB" in said
     assert "note: corpora.librilight is data/librilight, which is not there" in said
     assert list(tmp_path.iterdir()) == []
+
+
+# As jobs
+
+
+def test_evaluations_that_wait_for_the_same_are_one_array() -> None:
+    recipe = read_recipe(ROOT / "configs/recipes/librispeech_base.yaml")
+    found = dict.fromkeys(recipe.stages, State(name="waiting"))
+    made = list(batches(recipe, found))
+    assert sorted(s.name for b in made for s in b) == sorted(recipe.stages)
+    handed: set[str] = set()
+    for batch in made:
+        assert all(handed.issuperset(stage.needs) for stage in batch)
+        handed.update(stage.name for stage in batch)
+    sizes = {b[0].name: len(b) for b in made if len(b) > 1}
+    assert len(sizes) == 45  # a model and a decoder: four sets
+    assert set(sizes.values()) == {4}
+    (array,) = (b for b in made if b[0].name == "ngram_beam_1h_2_dev_clean")
+    jobs = {name: str(k) for k, name in enumerate(recipe.stages)}
+    said = dependency(array, jobs, {})
+    ok, any_ = (set(part.split(":")[1:]) for part in said.split(","))
+    assert said.startswith("afterok:")
+    assert ok == {jobs[n] for n in ("finetune_1h_2", "ngram", "tune_ngram_1h_2")}
+    # Each looks for its own set, so that the loss of one set is not that of all
+    assert any_ == {jobs[n] for n in jobs if n.startswith("heard_")}
+
+    found |= dict.fromkeys([n for n in jobs if recipe.stages[n].cell is None], State(name="done"))
+    found["table"] = State(name="waiting")
+    (evaluations, table) = batches(recipe, found)
+    assert len(evaluations) == 180
+    assert table[0].name == "table"
+    tasks = {stage.name: f"7_{k}" for k, stage in enumerate(evaluations)}
+    assert dependency(table, tasks, {"7": 180}) == "afterok:7"
+    assert dependency(table, {"ngram_beam_1h_2_dev_clean": "7_3"}, {"7": 180}) == "afterok:7_3"
+
+
+def test_an_array_waits_for_what_its_last_needs(write: Write) -> None:
+    stages: dict[str, Any] = {"ngram": None, "again": None, "text": None}
+    for name, split in (("a", "x"), ("b", "y")):
+        run_ = f"w2v2dist evaluate M --data @{split} --output {{out}}"
+        stages |= {name: {"run": run_}}
+    for split in ("x", "y"):
+        stages[split] = {"run": "python shards/build.py --input {corpora.texts} --output {out}"}
+    recipe = read_recipe(write(stages=stages))
+    found = dict.fromkeys(recipe.stages, State(name="waiting"))
+    made = [[s.name for s in batch] for batch in batches(recipe, found)]
+    assert made == [["x"], ["y"], ["a", "b"]]
 
 
 def test_options_of_one_training_are_refused(write: Write) -> None:

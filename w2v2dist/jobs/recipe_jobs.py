@@ -6,7 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,28 +60,51 @@ def submit_recipe(recipe: Recipe, cluster: ClusterConfig, minutes: int) -> list[
     with locked(recipe.folder):
         found = prepare(recipe)
         jobs = {n: s.job for n, s in found.items() if s.name in ("queued", "running")}
+        arrays: dict[str, int] = {}  # of this call, with the number of their tasks
         for batch in batches(recipe, found):
-            after = sorted({jobs[n] for n in batch[0].needs if n in jobs}, key=_number)
+            waits = dependency(batch, jobs, arrays)
             if batch[0].is_training:
-                made = [_submit_training(recipe, batch[0], cluster, minutes, after)]
+                made = [_submit_training(recipe, batch[0], cluster, minutes, waits)]
             else:
-                made = _submit_commands(recipe, batch, cluster, minutes, after)
+                made = _submit_commands(recipe, batch, cluster, minutes, waits)
             jobs |= dict(zip((stage.name for stage in batch), made, strict=True))
+            arrays[made[0].split("_")[0]] = len(made)
             names = batch[0].name + (f" and {len(batch) - 1} more" if len(batch) > 1 else "")
-            waits = f", after {', '.join(after)}" if after else ""
-            line = f"job {made[0].split('_')[0]}: {names} ({batch[0].kind}){waits}"
+            line = f"job {made[0].split('_')[0]}: {names} ({batch[0].kind})"
+            line += f", {_short(waits)}" if waits else ""
             print(line, flush=True)
             out.append(line)
     return out
 
 
-def _number(job: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in job.split("_"))
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def dependency(batch: Sequence[Stage], jobs: Mapping[str, str], arrays: Mapping[str, int]) -> str:
+    """What sbatch --dependency says for stages: what all of them need must end well; of what only
+    some of them need each looks itself, or it would take the others with it."""
+    common = set(batch[0].needs).intersection(*(stage.needs for stage in batch[1:]))
+    some = {need for stage in batch for need in stage.needs} - common
+    parts = []
+    for how, names in (("afterok", common), ("afterany", some)):
+        if waited := waited_for([jobs[name] for name in names if name in jobs], arrays):
+            parts.append(f"{how}:{':'.join(waited)}")
+    return ",".join(parts)
+
+
+def waited_for(jobs: Sequence[str], arrays: Mapping[str, int]) -> list[str]:
+    """Jobs for afterok, an array whose tasks are all among them by its own number. One that was
+    submitted before may have tasks that failed and are made anew by another job."""
+    counts = Counter(job.split("_")[0] for job in set(jobs))
+    whole = {base for base, count in counts.items() if arrays.get(base) == count}
+    found = {base if (base := job.split("_")[0]) in whole else job for job in jobs}
+    return sorted(found, key=lambda job: tuple(int(part) for part in job.split("_")))
 
 
 def batches(recipe: Recipe, found: dict[str, State]) -> Iterator[list[Stage]]:
     """The stages to submit, in order: alone, or as the tasks of one array where they are many of a
-    kind that wait for the same."""
+    kind that wait for the same (but for shards, which are there long before)."""
     todo = {
         name: stage
         for name, stage in recipe.stages.items()
@@ -88,13 +112,28 @@ def batches(recipe: Recipe, found: dict[str, State]) -> Iterator[list[Stage]]:
     }
     together: dict[object, list[Stage]] = {}
     for name, stage in todo.items():
-        waits = tuple(sorted(n for n in stage.needs if found[n].name != "done"))
+        waits = tuple(
+            n
+            for n in sorted(stage.needs)
+            if found[n].name != "done" and recipe.stages[n].kind != "shards"
+        )
         options = tuple(sorted(stage.resources.items()))
         key: object = (stage.kind, waits, options) if stage.kind in ARRAYS else name
         together.setdefault(key, []).append(stage)
-    for stages in together.values():
-        for first in range(0, len(stages), LARGEST_ARRAY):
-            yield stages[first : first + LARGEST_ARRAY]
+    left = [
+        stages[first : first + LARGEST_ARRAY]
+        for stages in together.values()
+        for first in range(0, len(stages), LARGEST_ARRAY)
+    ]
+    while left:
+        # Those of an array stand where its first one does: what the others need may come later
+        waiting = {stage.name for stages in left for stage in stages}
+        ready = [b for b in left if not any(waiting.intersection(s.needs) for s in b)]
+        if not ready:  # shards that need one of an array, of which another needs them
+            left = [[stage] for stages in left for stage in stages]
+            continue
+        yield from ready
+        left = [stages for stages in left if stages not in ready]
 
 
 def placed(stage: Stage, cluster: ClusterConfig) -> tuple[Any, str, ClusterConfig]:
@@ -119,12 +158,12 @@ def check_sizes(recipe: Recipe, cluster: ClusterConfig) -> None:
 
 
 def _submit_training(
-    recipe: Recipe, stage: Stage, cluster: ClusterConfig, minutes: int, after: Sequence[str]
+    recipe: Recipe, stage: Stage, cluster: ClusterConfig, minutes: int, waits: str
 ) -> str:
     """The job's number."""
     config, nodes, cluster = placed(stage, cluster)
     # singleton, as every training: a job of the same run that is not of the recipe goes first
-    waits = ",".join(["singleton", *(f"afterok:{job}" for job in after)])
+    waits = f"singleton,{waits}".rstrip(",")
     extra = {**cluster.sbatch, "dependency": waits, "kill-on-invalid-dep": "yes"}
     cluster = dataclasses.replace(cluster, sbatch=extra)
     task = hand_out(recipe, stage)
@@ -149,7 +188,7 @@ def _submit_commands(
     stages: Sequence[Stage],
     cluster: ClusterConfig,
     minutes: int,
-    after: Sequence[str],
+    waits: str,
 ) -> list[str]:
     """The numbers of the jobs: of one, or of an array's tasks."""
     tasks = [hand_out(recipe, stage) for stage in stages]
@@ -165,8 +204,7 @@ def _submit_commands(
     options |= {"nodes": 1, "ntasks": 1}
     if array:
         options["array"] = f"0-{len(stages) - 1}"
-    if after:
-        waits = ",".join(f"afterok:{job}" for job in after)
+    if waits:
         options |= {"dependency": waits, "kill-on-invalid-dep": "yes"}
     script = _script(options, cluster, [str(task.absolute()) for task in tasks])
     path = recipe.folder / "jobs" / f"{stages[0].name}.sh"

@@ -4,6 +4,7 @@ it makes gets its name when all of it is there."""
 import ctypes
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from w2v2dist.recipes.state import end_path, read_json, write_json
 from w2v2dist.training.lock import InUseError, locked
 
 PR_SET_PDEATHSIG = 1
+CONTINUE = ("tune", "evaluate")  # kinds that go on with what they have: trials
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -41,10 +43,13 @@ def _made(path: Path, task: dict[str, Any], output: TextIO | None) -> int:
         return 0
     started, end = time.time(), end_path(path.parent.parent, task["stage"])
     end.unlink(missing_ok=True)
-    if problem := _unready(task):
-        write_json(end, {"fingerprint": task["fingerprint"], "why": problem, "status": 1})
-        print(f"error: {problem}", file=output, flush=True)
+    if need := _unready(task):
+        why = f"{need} is not done as {task['stage']} needs it: give the recipe again"
+        write_json(end, {"fingerprint": task["fingerprint"], "why": why, "needs": need})
+        print(f"error: {why}", file=output, flush=True)
         return 1
+    if part != folder and task["kind"] not in CONTINUE:
+        shutil.rmtree(part, ignore_errors=True)  # what an attempt left that did not come to its end
     part.mkdir(parents=True, exist_ok=True)
     with _Child() as child:
         for template in task["templates"]:
@@ -70,7 +75,7 @@ def _unready(task: Mapping[str, Any]) -> str:
     """Which stage that this one needs is not as it was to be; "" where all are."""
     for name, (folder, fingerprint) in task["needs"].items():
         if read_json(Path(folder) / DONE).get("fingerprint") != fingerprint:
-            return f"{name} is not done as {task['stage']} needs it: give the recipe again"
+            return str(name)
     return ""
 
 

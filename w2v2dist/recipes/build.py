@@ -30,16 +30,13 @@ from w2v2dist.recipes.expand import (
 )
 from w2v2dist.recipes.places import Places
 from w2v2dist.recipes.prints import given_print
-from w2v2dist.recipes.recipe import OUT, RESOLVED, Argv, Cell, Recipe, Stage
+from w2v2dist.recipes.recipe import OUT, OUTPUTS, RESOLVED, Argv, Cell, Recipe, Stage
 from w2v2dist.tasks.train import read_config
 
 REPOSITORY = Path(__file__).parents[2]
 # Beside the stages in the recipe's folder
 RESERVED = {"logs", "jobs", "replaced", "emissions", "lock"}
-SCRIPTS = {
-    "shards/build.py": "shards",
-    "launch/fetch_speech.py": "speech",
-}
+SCRIPTS = {"shards/build.py": "shards", "launch/fetch_speech.py": "speech"}
 FOLDERS = "runs/recipes"
 # A resumed run may change them, but what comes of it depends on them
 COUNT = {"data.train", "data.valid", "loop.validate_every"}
@@ -83,12 +80,16 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
     if isinstance(stages, dict):  # null: left out, by a file over its base or on the command line
         written["stages"] = {name: entry for name, entry in stages.items() if entry is not None}
     read = from_dict(RecipeFile, written)
-    folder = Path(os.path.expanduser(os.path.expandvars(read.folder or f"{FOLDERS}/{read.recipe}")))
+    # A folder that was filled is where it is now
+    folder = path if path.is_dir() else Path(str(_path(read.folder or f"{FOLDERS}/{read.recipe}")))
     corpora = {name: _path(value) for name, value in read.corpora.items()}
     given = {name: str(_path(value)) for name, value in read.given.items() if value is not None}
     drafts = _drafts(read, folder)
     if unknown := [name for name in given if name not in drafts]:
         raise ConfigError(f"given.{unknown[0]}: the recipe has no such stage: {_some(drafts)}")
+    kinds = {*OUTPUTS, *(draft.stage.kind for draft in drafts.values())}
+    if unknown := [kind for kind in read.resources if kind not in kinds]:
+        raise ConfigError(f"resources.{unknown[0]}: no stage is of that kind: {', '.join(kinds)}")
     drafts = _wanted(_connected(drafts), set(given))
     return Recipe(
         name=read.recipe,
@@ -203,7 +204,12 @@ def _resources(read: RecipeFile, kind: str, entry: StageFile) -> dict[str, Any]:
         raise ConfigError(
             f"resources.{kind} is {of_kind!r} but must be a mapping of sbatch options"
         )
-    return {k.replace("_", "-"): spelled(v) for k, v in {**of_kind, **entry.resources}.items()}
+    found = {k.replace("_", "-"): spelled(v) for k, v in {**of_kind, **entry.resources}.items()}
+    if bad := [text for item in found.items() for text in item if not text.isprintable()]:
+        raise ConfigError(
+            f"resources.{kind} has {bad[0]!r} but must be options of sbatch, a line each"
+        )
+    return found
 
 
 def _found(config: str) -> str:
@@ -250,7 +256,7 @@ def _kind(command: Argv, where: str) -> str:
 
 
 def _corpora(raw: list[str], read: RecipeFile, where: str) -> Iterator[str]:
-    """The corpora that a stage names. Raises ConfigError for one that the recipe has not."""
+    """The corpora that a stage names. Raises ConfigError for an unknown one."""
     for name in (m for text in raw for m in VALUE.findall(text)):
         first, _, rest = name.partition(".")
         if first == "corpora":

@@ -98,6 +98,8 @@ def _state(stage: Stage, task: dict[str, Any], end: dict[str, Any], queue: Queue
     changes = changes_of(stage, task or record)
     if changes and (stage.folder.exists() or part_of(stage.folder).exists()):
         return State(name="changed", changes=changes)
+    if end.get("fingerprint") == stage.fingerprint and end.get("needs"):
+        return State(name="waiting", why=str(end.get("why", "")))  # or blocked, by what it needs
     if end.get("fingerprint") == stage.fingerprint:
         ended: Name = "stopped" if end.get("signal") else "failed"
         return State(name=ended, job=job, log=log, why=str(end.get("why", "")))
