@@ -93,7 +93,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.name = args.name or args.output.resolve().name
     if args.shard_mb <= 0 or args.workers < 1 or args.max_bad_samples < 0:
         parser.error("--shard-mb and --workers must be positive, --max-bad-samples not negative")
+    named = args.split is not None
     args.split = [name.strip() for name in (args.split or "").split(",") if name.strip()]
+    if named and not args.split:
+        parser.error("--split names no set: give one, or leave it out to build all that is there")
     if args.allow_incomplete and not args.split:
         parser.error("--allow-incomplete needs --split: of other folders nothing is published")
     if "/" in args.name or "." in args.name:

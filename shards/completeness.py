@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,16 +175,19 @@ def check(found: Sequence[Found], allow: bool) -> list[str]:
     return said
 
 
-def record(found: Sequence[Found]) -> dict[str, Any]:
-    """For index.json: what was checked, and what came of it."""
+def record(found: Sequence[Found], skipped: Set[str]) -> dict[str, Any]:
+    """For index.json: what was checked, and what came of it; `skipped`: sources of recordings that
+    turned out to be of no use."""
     sets = []
     for one in found:
-        known = one.places[0].part.published
+        known, lacking = one.places[0].part.published, lacks(one)
+        if lost := sorted(r.source for r in one.recordings if r.source in skipped):
+            lacking.append(f"{len(lost):,} utterances cannot be used, such as {_some(lost)}")
         row = {"name": one.name, "utterances": len(one.recordings)}
         row |= {"published_utterances": known.utterances}
         row |= {"hours": one.hours and round(one.hours, 4), "published_hours": known.hours}
         row |= {"speakers": len({r.speaker for r in one.recordings})}
-        row |= {"published_speakers": known.speakers, "lacks": lacks(one)}
+        row |= {"published_speakers": known.speakers, "lacks": lacking}
         row |= {"left_out": dict(one.left_out)} if one.left_out else {}
         sets.append(row)
     return {"names": [one.name for one in found], "sets": sets}

@@ -143,7 +143,10 @@ def _pieces(
     recording: Recording, waveform: Waveform, has_labels: bool, cutting: str
 ) -> list[list[Span]] | None:
     """The spans that make each piece of a recording; None: it stays whole. Raises BadSample."""
+    part = recording.offset is not None  # the times of metadata are those of the whole
     if cutting == "librilight":
+        if part:
+            raise BadSample("a segment of a recording: only whole ones are cut by metadata")
         pieces = stitch(voice_activity(recording.path, len(waveform)), len(waveform))
         enough = [p for p in pieces if sum(b - a for a, b in p) >= MIN_SAMPLES]
         if not enough:
@@ -151,7 +154,7 @@ def _pieces(
         return enough
     if cutting == "none" or len(waveform) <= (MAX_TRANSCRIBED if has_labels else MAX_PIECE):
         return None
-    spans = cut(waveform, marked_speech(recording.path))
+    spans = cut(waveform, None if part else marked_speech(recording.path))
     if not spans:
         raise BadSample(f"no speech found in {len(waveform) / SAMPLE_RATE:.0f} s")
     return [[span] for span in spans]

@@ -101,7 +101,8 @@ def _found(places: Sequence[Found]) -> Found:
     if not any(one.recordings for one in places):
         there = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         raise ValueError(
-            f"--split {places[0].name}: {places[0].places[0].folders[0]} holds no audio of it"
+            f"--split {places[0].name}, a set of layout {places[0].places[0].part.layout}: "
+            f"{places[0].places[0].folders[0]} holds no audio of it"
             + (f" (but {there})" if there else "")
         )
     return Found(

@@ -35,7 +35,8 @@ def begin(
         # where a table of segments finds the recordings (w2v2dist align --segments)
         "inputs": [str((p if p.is_dir() else p.parent).resolve()) for p in inputs],
     }
-    return summary | ({"split": completeness.record(sets)} if sets else {})
+    unusable = {problem.source for report in reports.values() for problem in report.skipped}
+    return summary | ({"split": completeness.record(sets, unusable)} if sets else {})
 
 
 def say(console: Console, summary: Mapping[str, Any], bad: Sequence[Problem]) -> None:

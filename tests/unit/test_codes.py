@@ -33,8 +33,9 @@ from w2v2dist.decode.code_counts import (
     agreement,
     by_likeliest,
     frame_labels,
+    permuted,
 )
-from w2v2dist.decode.phone_times import BadTimesError, Timed, checked, labeller
+from w2v2dist.decode.phone_times import BadTimesError, Timed, checked, labeller, num_overlapping
 from w2v2dist.interop import open_model, save_huggingface
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForPretraining
 from w2v2dist.reporting.code_picture import MOST_DRAWN, picture
@@ -166,14 +167,44 @@ def test_counts_are_those_of_loops() -> None:
     labelled = sum(seen.values())
     assert labelled + counts.num_deleted + counts.num_unlabelled == 120
     assert sum(use.sum() for use in counts.usage()) == 320
-    assert counts.agreements(counts.with_speaker)[0].purity == pytest.approx(
+    assert counts.agreements(counts.with_speaker)[0][0].purity == pytest.approx(
         slow_agreement(spoken)["purity"]
     )
-    assert counts.agreements(counts.with_phone)[2].mutual_information == pytest.approx(
+    assert counts.agreements(counts.with_phone)[2][0].mutual_information == pytest.approx(
         slow_agreement(single)["mutual_information"], abs=1e-9
     )
     with pytest.raises(ValueError, match="more combinations than 64 bits"):
         CodeCounts(num_codebooks=8, num_entries=320)
+
+
+def test_chance_keeps_the_frames_and_loses_what_codes_tell() -> None:
+    rng = np.random.default_rng(0)
+    code = np.arange(400)
+    count = np.full(400, 30)
+    pure, blind = code % 20, rng.integers(0, 20, 400)
+    rows = permuted(code, pure, count)
+    assert [np.bincount(r, rows[2]).tolist() for r in rows[:2]] == [[30] * 400, [600] * 20]
+    assert len({*zip(*(r.tolist() for r in rows[:2]), strict=True)}) == len(rows[0])
+    assert agreement(code, pure, count).purity == 1
+    assert 0.1 < agreement(*rows).purity < 0.2  # of 30 frames 1.5 are expected, the most are 4.5
+    assert agreement(*permuted(code, blind, count)).purity < 0.2
+    # Codes of one frame are pure whatever they are of: chance says so, too
+    once = np.ones(400, np.int64)
+    assert agreement(*permuted(code, blind, once)).purity == 1
+    assert all(np.array_equal(a, b) for a, b in zip(rows, permuted(code, pure, count), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([(0, 5, "a"), (5, 9, "b"), (9, 9, "c")], 0),
+        ([(0, 5, "a"), (4, 9, "b"), (9, 12, "c")], 1),
+        ([(0, 20, "a"), (1, 2, "b"), (3, 4, "c"), (3, 3, "d"), (20, 30, "e")], 2),
+        ([], 0),
+    ],
+)
+def test_overlapping_phones_are_counted(rows: list[tuple[int, int, str]], wanted: int) -> None:
+    assert num_overlapping(checked([Timed(*row) for row in rows], 30)) == wanted
 
 
 def test_the_order_of_the_figure() -> None:
@@ -316,7 +347,10 @@ def test_the_command(
         }
     assert counted == dict(expected)
     assert about["num_frames"] == num_frames == about["num_frames_labelled"]
-    assert about["with_phones"]["combinations"]["num_codes"] == len({k[:2] for k in expected})
+    of_phones = about["with_phones"]["combinations"]
+    assert of_phones["num_codes"] == len({k[:2] for k in expected})
+    assert of_phones["most_frequent"] <= of_phones["chance"]["purity"] <= 1
+    assert about["num_phones_overlapping"] == 0
     of_speakers = about["with_speakers"]["combinations"]
     assert of_speakers["purity"] == pytest.approx(slow_agreement(speakers)["purity"], abs=1e-6)
     assert {row["phone"] for row in about["phones"]} == {*phones}
@@ -352,6 +386,9 @@ def test_phones_from_an_alignment_and_utterances_without(
     assert [row["phone"] for row in about["phones"]] == ["AH0", "Q"]
     assert about["num_frames_unlabelled"] > 0
     assert about["num_without_phones"] == 1
+    ctm.write_text("".join(f"{k} 1 0.1 0.3 a 1\n{k} 1 0.2 0.3 b 1\n" for k in keys))
+    assert codes(*common, "--phones", ctm, "--fold", "none") == 0
+    assert f"{len(keys)} phones begin before" in " ".join(capsys.readouterr().out.split())
     ctm.write_text("".join(f"{k} 1 0.1 0.3 a 1\n" for k in keys[:5]))
     assert codes(*common, "--phones", ctm, "--fold", "none") == 2
     assert "15 of 20 utterances" in capsys.readouterr().err
@@ -410,6 +447,7 @@ def test_the_report_has_a_panel(timit_shards: Path, pretrained: Path, tmp_path: 
     (run / "codes" / "broken" / "codes.json").write_text("[]")
     page = write_report([run], tmp_path / "b.html").read_text()
     assert "phone purity" in page
+    assert "by chance" in page
     assert "data:image/svg+xml;base64," in page
     assert "broken: codes.json or counts.npz cannot be read" in page
     (output / "counts.npz").write_bytes((output / "counts.npz").read_bytes()[:200])

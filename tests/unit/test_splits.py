@@ -4,6 +4,7 @@ Libri-Light's own way of cutting."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ def test_one_utterance_short_is_named(
         moved.rename(lost)
 
 
+def test_what_cannot_be_used_is_missing_of_a_set(
+    fold: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(fold, tmp_path / "in")
+    broken = root / "librispeech_finetuning/1h/0/other/831/130739/831-130739-0014.flac"
+    broken.write_bytes(broken.read_bytes()[:20_000])  # its header is whole
+    assert run(root, tmp_path / "out", "--split", "10min") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "incomplete: 1 utterances cannot be used, such as " in said
+    assert "/831-130739-0014.flac" in said
+    summary = json.loads((tmp_path / "out/index.json").read_text())["summary"]
+    assert summary["utterances"] == 50
+    assert len(summary["split"]["sets"][0]["lacks"]) == 1
+    assert verify.main([str(tmp_path / "out"), "--quick"]) == 0
+    assert "incomplete: 1 utterances cannot" in " ".join(capsys.readouterr().out.split())
+
+
 def test_too_few_hours_are_named(
     fold: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,9 +209,10 @@ def test_wrong_sets_are_refused(
     assert message in " ".join(capsys.readouterr().out.split())
 
 
-def test_allowing_needs_a_set() -> None:
+@pytest.mark.parametrize("extra", [["--allow-incomplete"], ["--split", ""], ["--split", " , "]])
+def test_what_needs_a_set_is_refused_without_one(extra: list[str]) -> None:
     with pytest.raises(SystemExit):
-        build.parse_args(["--input", "a", "--output", "b", "--allow-incomplete"])
+        build.parse_args(["--input", "a", "--output", "b", *extra])
 
 
 def book(folder: Path, name: str, activity: Any, seconds: float = 8.0) -> np.ndarray[Any, Any]:
@@ -254,6 +273,20 @@ def test_metadata_without_audio_is_named(
     assert run(tmp_path, tmp_path / "out", "--split", "small") == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "1 metadata without audio, such as small/100/a_book/lost.json" in said
+
+
+def test_segments_are_not_cut_by_the_metadata_of_the_whole(tmp_path: Path) -> None:
+    wave = book(tmp_path, "long", [[0.5, 3.0]], 50.0)
+    place = tmp_path / "small/100/a_book"
+    soundfile.write(place / "long.flac", np.tile(wave, 5), 16_000)
+    table = place / "manifest.tsv"
+    table.write_text("path\toffset\tduration\nlong.flac\t4\t40\nlong.flac\t0\t5\n")
+    assert run(table, tmp_path / "a", "--cut", "librilight") == 1
+    assert {*skipped(tmp_path / "a").values()} == {
+        "a segment of a recording: only whole ones are cut by metadata"
+    }
+    assert run(table, tmp_path / "b") == 0  # ours, by what is heard
+    assert sum(row["seconds"] for row in labels(tmp_path / "b").values()) > 20
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0.5, 90)), min_size=1, max_size=30))

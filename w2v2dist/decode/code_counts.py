@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from w2v2dist.decode.phone_times import Timed
 from w2v2dist.model import Wav2Vec2Config
+from w2v2dist.runtime.keyed import keyed_rng
 
 Ints = NDArray[np.int64]
 DELETED, NOTHING = -1, -2  # a frame of a phone that the fold deletes, and one without a label
@@ -87,6 +88,16 @@ def agreement(code: Ints, other: Ints, count: Ints) -> Agreement:
     )
 
 
+def permuted(code: Ints, other: Ints, count: Ints) -> tuple[Ints, Ints, Ints]:
+    """As many frames of each code and of each class, put together by chance: one draw, the same for
+    the same counts. What `agreement` says of them is what few frames say of nothing."""
+    codes, a = np.unique(code, return_inverse=True)
+    classes, b = np.unique(other, return_inverse=True)
+    drawn = keyed_rng("codes", "chance").permutation(np.repeat(b, count))
+    both, counts = np.unique(np.repeat(a, count) * len(classes) + drawn, return_counts=True)
+    return codes[both // len(classes)], classes[both % len(classes)], counts
+
+
 def bits(share: NDArray[np.float64]) -> float:
     """The entropy of a distribution."""
     positive = share[share > 0]
@@ -108,6 +119,7 @@ class CodeCounts:
     num_deleted: int = 0  # frames of phones that the fold deletes
     num_unlabelled: int = 0  # frames of labelled utterances that no phone covers
     num_frames_without: int = 0  # of utterances without labels
+    num_overlapping: int = 0  # phones that begin before an earlier one has ended
 
     def __post_init__(self) -> None:
         if self.num_entries**self.num_codebooks >= 2**63:
@@ -160,15 +172,16 @@ class CodeCounts:
         out[row, pairs[:, 1]] = counts
         return ids, out
 
-    def agreements(self, what: Counter[tuple[int, int]]) -> list[Agreement]:
-        """Of combinations, then of each codebook by itself, with phones or speakers."""
+    def agreements(self, what: Counter[tuple[int, int]]) -> list[tuple[Agreement, Agreement]]:
+        """Of combinations, then of each codebook by itself, with phones or speakers: as it is, and
+        by chance."""
         pairs, counts = _arrays(what, 2)
-        out = [agreement(pairs[:, 0], pairs[:, 1], counts)]
+        rows = [(pairs[:, 0], pairs[:, 1], counts)]
         for column in self.split(pairs[:, 0]).T:
             both, place = np.unique(np.stack([column, pairs[:, 1]], 1), axis=0, return_inverse=True)
             summed = np.bincount(place.reshape(-1), counts, len(both)).astype(np.int64)
-            out.append(agreement(both[:, 0], both[:, 1], summed))
-        return out
+            rows.append((both[:, 0], both[:, 1], summed))
+        return [(agreement(*row), agreement(*permuted(*row))) for row in rows]
 
 
 def _count(counter: Counter[int], ids: Ints) -> None:

@@ -13,7 +13,7 @@ from w2v2dist.data.reader import ShardReader
 from w2v2dist.data.timit import fold
 from w2v2dist.decode.chunks import chunks
 from w2v2dist.decode.code_counts import CodeCounts, Ints, frame_labels
-from w2v2dist.decode.phone_times import BadTimesError, Labeller, checked
+from w2v2dist.decode.phone_times import BadTimesError, Labeller, checked, num_overlapping
 from w2v2dist.interop.foreign import CALLED
 from w2v2dist.interop.open import OpenedModel
 from w2v2dist.model import Wav2Vec2ForPretraining
@@ -72,6 +72,7 @@ class Listener:
         if not phones:
             self.without.append({"key": key, "reason": "no phones with times are known of it"})
             return None
+        self.counts.num_overlapping += num_overlapping(phones)
         ids = [self.counts.number(self._folded(key, row.phone)) for row in phones]
         return frame_labels(phones, ids, num_frames, self.model.config)
 

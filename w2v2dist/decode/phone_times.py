@@ -2,7 +2,8 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -61,6 +62,12 @@ def checked(phones: Iterable[Timed], num_samples: int) -> list[Timed]:
             f"{num_samples / SAMPLE_RATE:.2f} s: they are of another recording, or of another rate"
         )
     return [Timed(a, min(b, num_samples), phone) for a, b, phone in rows if a < num_samples]
+
+
+def num_overlapping(phones: Sequence[Timed]) -> int:
+    """How many begin, in the order of `checked`, before an earlier one has ended."""
+    ends = accumulate((row.end for row in phones), max)
+    return sum(row.start < min(end, row.end) for end, row in zip(ends, phones[1:], strict=False))
 
 
 def _of_shards(key: str, labels: Mapping[str, Any]) -> list[Timed] | None:

@@ -130,10 +130,12 @@ def _result(name: str, about: dict[str, Any], folder: Path, *, opened: bool) -> 
     rows = []
     for what in ("phones", "speakers"):
         for of, a in about[f"with_{what}"].items():
-            keys = ("purity", "most_frequent", "cluster_purity")
-            numbers = [f"{logs.number(a['normalized']):.3f}", *(_percent(a[k]) for k in keys)]
-            rows.append((f"{of}, {what}", f"{a['num_codes']:,}", *numbers))
-    head = ("codes with", "in use", "normalised MI", "purity", "of one code", "cluster purity")
+            information = [f"{logs.number(b['normalized']):.3f}" for b in (a, a["chance"])]
+            purities = [_percent(a["purity"]), _percent(a["chance"]["purity"])]
+            purities += [_percent(a["most_frequent"]), _percent(a["cluster_purity"])]
+            rows.append((f"{of}, {what}", f"{a['num_codes']:,}", *information, *purities))
+    head = ("codes with", "in use", "normalised MI", "by chance", "purity", "by chance")
+    head += ("of one code", "cluster purity")
     entries = " + ".join(str(n) for n in about["entries_in_use"])
     said = (
         f"{about['num_frames']:,} frames of {about['data']}; entries in use {entries} of "

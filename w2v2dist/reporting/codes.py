@@ -31,6 +31,7 @@ from w2v2dist.runtime.logging import console
 from w2v2dist.training.bad_samples import most_frequent
 
 FEW_FRAMES = 10  # of a combination of codes
+OF_CHANCE = ("purity", "cluster_purity", "normalized")  # that few frames make large
 MAX_WITHOUT = 0.1  # share of the utterances that may lack phones
 
 
@@ -164,6 +165,7 @@ def _numbers(listener: Listener) -> dict[str, Any]:
         "num_frames_labelled": sum(counts.with_phone.values()),
         "num_frames_deleted": counts.num_deleted,
         "num_frames_unlabelled": counts.num_unlabelled,
+        "num_phones_overlapping": counts.num_overlapping,
         "num_frames_of_utterances_without_phones": counts.num_frames_without,
         "num_without_phones": len(without),
         "why_without": most_frequent(without) if without else "",
@@ -182,9 +184,11 @@ def _numbers(listener: Listener) -> dict[str, Any]:
 
 
 def _named(of: list[str], counts: CodeCounts, what: Counter[tuple[int, int]]) -> dict[str, Any]:
-    found = counts.agreements(what)
-    rounded = [{k: round(v, 6) for k, v in asdict(a).items()} for a in found]
-    return dict(zip(of, rounded, strict=True))
+    rows = []
+    for found, chance in counts.agreements(what):
+        row: dict[str, Any] = {k: round(v, 6) for k, v in asdict(found).items()}
+        rows.append(row | {"chance": {k: round(getattr(chance, k), 6) for k in OF_CHANCE}})
+    return dict(zip(of, rows, strict=True))
 
 
 def _per_phone(names: list[str], ordered: Ints) -> list[dict[str, Any]]:
@@ -250,16 +254,21 @@ def _say(result: dict[str, Any]) -> None:
     for what, title in (("with_phones", "phones"), ("with_speakers", "speakers")):
         for of, a in result[what].items():
             say(
-                f"{title:>9}, {of:<13} purity {100 * a['purity']:.1f} % (of one code "
-                f"{100 * a['most_frequent']:.1f} %)   cluster purity "
-                f"{100 * a['cluster_purity']:.1f} %   normalised mutual information "
-                f"{a['normalized']:.3f}"
+                f"{title:>9}, {of:<13} purity {100 * a['purity']:.1f} % (by chance "
+                f"{100 * a['chance']['purity']:.1f} %, of one code {100 * a['most_frequent']:.1f} "
+                f"%)   cluster purity {100 * a['cluster_purity']:.1f} %   normalised mutual "
+                f"information {a['normalized']:.3f} (by chance {a['chance']['normalized']:.3f})"
             )
     each = result["num_frames_labelled"] / result["with_phones"]["combinations"]["num_codes"]
     if each < FEW_FRAMES:
         say(
             f"note: with {each:.1f} frames a combination its purity is in part of chance: codes "
             "that are seen once are pure. Take more data, and compare on the same only"
+        )
+    if overlapping := result["num_phones_overlapping"]:
+        say(
+            f"{overlapping} phones begin before an earlier one has ended: a frame of both is of "
+            "the one that has more of it"
         )
     for count, why in (("num_without_phones", "why_without"), ("num_skipped", "why_skipped")):
         if result[count]:
