@@ -347,6 +347,10 @@ def test_the_command(
         }
     assert counted == dict(expected)
     assert about["num_frames"] == num_frames == about["num_frames_labelled"]
+    assert about["code_perplexity"] == pytest.approx(
+        sum(2**h for h in about["entropies"]), abs=0.01
+    )
+    assert max(about["entropies"]) <= about["entropy_of_combinations"] <= sum(about["entropies"])
     of_phones = about["with_phones"]["combinations"]
     assert of_phones["num_codes"] == len({k[:2] for k in expected})
     assert of_phones["most_frequent"] <= of_phones["chance"]["purity"] <= 1

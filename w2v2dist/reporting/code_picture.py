@@ -127,6 +127,7 @@ def _result(name: str, about: dict[str, Any], folder: Path, *, opened: bool) -> 
     """The numbers of a result and its picture, which is drawn anew of its counts."""
     found = about["with_phones"]["combinations"]
     title = [tag("b", name, dir="auto"), f" phone purity {_percent(found['purity'])}"]
+    title.append(f" (by chance {_percent(found['chance']['purity'])})")
     rows = []
     for what in ("phones", "speakers"):
         for of, a in about[f"with_{what}"].items():
@@ -134,13 +135,14 @@ def _result(name: str, about: dict[str, Any], folder: Path, *, opened: bool) -> 
             purities = [_percent(a["purity"]), _percent(a["chance"]["purity"])]
             purities += [_percent(a["most_frequent"]), _percent(a["cluster_purity"])]
             rows.append((f"{of}, {what}", f"{a['num_codes']:,}", *information, *purities))
-    head = ("codes with", "in use", "normalised MI", "by chance", "purity", "by chance")
-    head += ("of one code", "cluster purity")
+    head = ["codes with", "in use", "normalised MI", "by chance", "purity", "by chance"]
+    head += ["of one code", "cluster purity"]
     entries = " + ".join(str(n) for n in about["entries_in_use"])
     said = (
         f"{about['num_frames']:,} frames of {about['data']}; entries in use {entries} of "
         f"{about['num_codebook_entries']} each, {about['combinations_in_use']:,} combinations; "
-        f"code perplexity {logs.number(about['code_perplexity']):.1f}"
+        f"code perplexity {logs.number(about['code_perplexity']):.1f}; entropy of combinations "
+        f"{logs.number(about['entropy_of_combinations']):.2f} bits"
     )
     with np.load(folder / "counts.npz") as kept:
         svg = picture(kept["counts"], [str(p) for p in kept["phones"]])

@@ -158,7 +158,7 @@ def _numbers(listener: Listener) -> dict[str, Any]:
     of = ["combinations", *(f"codebook {g}" for g in range(counts.num_codebooks))]
     total = sum(frames.values())
     share = np.array([*frames.values()]) / total
-    perplexities = [float(2 ** bits(use / total)) for use in usage]
+    entropies = [bits(use / total) for use in usage]
     without, skipped = listener.without, listener.skipped
     return {
         "num_frames": total,
@@ -176,8 +176,9 @@ def _numbers(listener: Listener) -> dict[str, Any]:
         "entries_in_use": [int((use > 0).sum()) for use in usage],
         "combinations_in_use": len(frames),
         "combinations_of_one_frame": sum(n == 1 for n in frames.values()),
-        "code_perplexity": round(sum(perplexities), 4),  # as metrics.jsonl's: summed over codebooks
-        "perplexity_of_combinations": round(float(2 ** bits(share)), 4),
+        "code_perplexity": round(sum(2**h for h in entropies), 4),  # as metrics.jsonl's: summed
+        "entropies": [round(h, 4) for h in entropies],  # of each codebook, in bits
+        "entropy_of_combinations": round(bits(share), 4),
         "with_phones": _named(of, counts, counts.with_phone),
         "with_speakers": _named(of, counts, counts.with_speaker) if counts.with_speaker else {},
     }
@@ -249,7 +250,9 @@ def _say(result: dict[str, Any]) -> None:
         f"{total:,} frames, {result['num_frames_labelled']:,} of them of a phone   "
         f"entries in use {used} of {entries} each, combinations "
         f"{result['combinations_in_use']:,} ({result['combinations_of_one_frame']:,} once)   "
-        f"code perplexity {result['code_perplexity']:.1f}"
+        f"code perplexity {result['code_perplexity']:.1f}   entropy "
+        f"{' + '.join(f'{h:.2f}' for h in result['entropies'])} bits, of combinations "
+        f"{result['entropy_of_combinations']:.2f}"
     )
     for what, title in (("with_phones", "phones"), ("with_speakers", "speakers")):
         for of, a in result[what].items():
