@@ -39,6 +39,7 @@ SILENT = set(
     data.units data.text.form data.text.case data.text.punctuation data.text.keep
     alarms.on_alarm alarms.grace_steps alarms.chance_margin alarms.min_code_usage
     alarms.max_accuracy alarms.early_steps alarms.rollback_steps alarms.max_rollbacks
+    probe.every probe.data probe.valid probe.layers probe.minutes probe.steps probe.lr
     """.split()
 )
 
