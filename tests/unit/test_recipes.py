@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from launch.submit import main
+from w2v2dist.cli import main as main_status
 from w2v2dist.config import ConfigError
 from w2v2dist.jobs.recipe_jobs import batches, dependency
 from w2v2dist.recipes.expand import canonical, expanded, filled, words
@@ -335,6 +336,8 @@ def test_a_failure_takes_what_depends_on_it_and_nothing_else(
     assert "logs/broken.log" in shown["broken"][1]
     assert shown["after"] == ("blocked", "needs broken, which is failed")
 
+    assert main_status(["status", str(recipe.folder)]) == 1
+    assert f"goes on: python launch/submit.py --local --recipe {path}" in capsys.readouterr().out
     bad["broken"] = {"run": "w2v2dist lm ngram @text/text.txt --order 2 --output {out}/lm.arpa"}
     assert run("--recipe", write(stages=bad)) == 0
     assert capsys.readouterr().out.count("done before") == 3
@@ -378,6 +381,8 @@ def test_corpora_that_are_not_there_are_named_together_before_anything_is_done(
     said = capsys.readouterr().err
     assert "corpora.texts is nowhere.txt, which is not there, but text reads it" in said
     assert "corpora.more is null, which is not there, but other reads it" in said
+    assert run("--recipe", write(), "given.text=/nowhere/text", "given.again=org/name") == 2
+    assert "given.text is /nowhere/text, which is not there" in capsys.readouterr().err
     assert not Path("runs/recipes/chain/text").exists()
     assert not Path("runs/recipes/chain/recipe.json").exists()
 
