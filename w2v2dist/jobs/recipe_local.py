@@ -24,7 +24,7 @@ def run_recipe(recipe: Recipe, num_processes: int, again: str) -> int:
     signal ended it, 1 a stage failed; `again` is the command that goes on. Raises ConfigError,
     InUseError."""
     with locked(recipe.folder):
-        found = prepare(recipe)
+        found = prepare(recipe, again)
         for name, state in found.items():
             if state.name in ("queued", "running"):
                 raise ValueError(
