@@ -15,6 +15,7 @@ from w2v2dist.runtime.keyed import keyed_rng, keyed_seed
 from w2v2dist.unsupervised.feature_store import FeatureStore, Frames
 
 NUM_ITERATIONS, NUM_RESTARTS = 50, 3  # of the features' k-means (fairseq's)
+CPU = torch.device("cpu")
 BLOCK = 1 << 14  # frames that are worked on at once
 
 
@@ -23,7 +24,7 @@ class Clusters:
     """Centroids (K, C) float32 of k-means, and the device that frames are compared on."""
 
     centroids: Frames
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def assign(self, frames: Frames) -> NDArray[np.int64]:
         """The nearest centroid (T,) of each of the frames (T, C), by Euclidean distance; of equal
