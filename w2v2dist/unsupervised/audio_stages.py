@@ -111,12 +111,10 @@ def _fitted(work: Preparation) -> Fitted:
         writer = one_after_the_other(world, lambda: folder.mfccs(index))
         collate = _collate(work, mfccs=True)
         store = _heard(work, TRAIN, writer, collate, lambda mfccs: mfccs, "MFCCs")
+    made_by = {"data": index.fingerprint, **folder.made_by}
     many = config.num_clusters if config.version == 1 else config.num_targets
     work.say(f"looking for {many} clusters in {TRAIN} (one process, one thread)")
-    by_main(
-        world,
-        lambda: fit(store, config, {"data": index.fingerprint, **folder.made_by}).save(folder.path),
-    )
+    by_main(world, lambda: fit(store, config, made_by).save(folder.path))
     found = Fitted.load(folder.path)
     assert found is not None
     work.say("; ".join(found.about["notes"]))
