@@ -36,8 +36,10 @@ V1 = ["--block", "2", "--version", "1", "--clusters", "16", "--pca", "12", "--dt
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_workers() -> Iterator[None]:
-    """Utterances are read in this process: tests wait for no other to start."""
+def alone() -> Iterator[None]:
+    """Utterances are read in this process, and fixtures have one thread as tests have: nothing
+    waits for another process or thread to be given a core."""
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audio_stages, "data_config", lambda opened: DataConfig(num_workers=0))
         yield
@@ -60,7 +62,7 @@ def write_speech(folder: Path, num: int, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     lines = []
     for i in range(num):
-        words = np.random.default_rng([seed, i]).permutation(SENTENCE.split())[: 2 + i % 2]
+        words = np.random.default_rng([seed, i]).permutation(SENTENCE.split())[: 1 + i % 3]
         said = say(words.tolist(), 100 * seed + i, i % 3, pauses=0.5)
         soundfile.write(folder / f"s{seed}-{i:03d}.wav", said.wave, 16_000)
         lines.append(f"s{seed}-{i:03d} {said.text}\n")
@@ -225,7 +227,8 @@ def test_a_set_is_added_with_what_was_fitted(
     model: Path, speech: dict[str, Path], second: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    assert audio(model, output, "--data", str(speech["train"]), *V2) == 0
+    shutil.copytree(second, output)
+    shutil.rmtree(output / "valid")
     before = contents(output)
     assert audio(model, output, "--valid", str(speech["valid"]), *V2) == 0
     assert audio(model, output, "--valid", f"dev={speech['valid']}", *V2) == 0
@@ -240,10 +243,10 @@ def test_a_set_is_added_with_what_was_fitted(
 def test_silence_alone_is_left_out_and_counted(
     model: Path, speech: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = f"{speech['train']},{speech['quiet']}"
+    both = f"{speech['valid']},{speech['quiet']}"
     assert audio(model, tmp_path / "out", "--data", both, "--max-bad", "0", *V2) == 0
     store = FeatureStore(tmp_path / "out/train")
-    assert len(store) == 70
+    assert len(store) == 6
     skipped = read_jsonl(tmp_path / "out/train/skipped.jsonl")
     assert sorted(r["key"] for r in skipped) == ["q0", "q1", "q2", "q3"]
     assert "silen" in skipped[0]["reason"]
@@ -412,11 +415,11 @@ def test_a_damaged_fit_is_seen(
 def test_clusters_of_a_sample_are_said_to_be_so(
     model: Path, speech: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--data", str(speech["train"]), "--max-frames", "1000", *V2]
+    arguments = ["--data", str(speech["valid"]), "--max-frames", "300", *V2]
     assert audio(model, tmp_path / "out", *arguments) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "more frames than --max-frames 1,000" in said
-    assert "of 70 utterances, drawn by the seed" in said
+    assert "more frames than --max-frames 300" in said
+    assert "of 6 utterances, drawn by the seed" in said
 
 
 def test_long_recordings_are_heard_in_pieces(model: Path) -> None:
