@@ -21,6 +21,7 @@ COMMANDS = {
         "paper": ("reporting.paper", "list how a configuration deviates from the paper, and why"),
         "lm text": ("lm.text", "texts, vocabulary and lexicon for a language model"),
         "lm ngram": ("lm.ngram", "an n-gram of a text: Kneser-Ney, as KenLM estimates it"),
+        "unsupervised audio": ("unsupervised.audio", "features of recordings, for wav2vec-U"),
     },
     "train": {"train": ("tasks.train", "train one rank; the same command resumes the run")},
     "look": {

@@ -16,6 +16,7 @@ config runtime model
 data checkpoint
 interop training lm
 decode
+unsupervised
 tasks
 recipes
 reporting jobs
