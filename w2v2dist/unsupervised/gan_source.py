@@ -1,11 +1,10 @@
 """Stored features and a text of phones as a training's source of batches: a pure function of
 (step, seed)."""
 
-import itertools
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,39 +15,13 @@ from torch.utils.data import Dataset
 from w2v2dist.config import ConfigError, at_least, may_change
 from w2v2dist.data.loader import iterate
 from w2v2dist.runtime.keyed import keyed_rng
+from w2v2dist.unsupervised.feature_store import FeatureStore, check_alike
 from w2v2dist.unsupervised.gan import GanBatch
 from w2v2dist.unsupervised.generator import GeneratorConfig
-from w2v2dist.unsupervised.phone_text import PAD
+from w2v2dist.unsupervised.phone_text import PAD, PhoneText
 
 VALIDATION = "valid"
 Ids = NDArray[np.int64]
-
-
-class Features(Protocol):
-    """What is asked of a `FeatureStore`."""
-
-    keys: list[str]
-    num_frames: Ids  # (N,)
-    dim: int
-    fingerprint: str
-
-    def frames(self, i: int) -> NDArray[np.float32]:
-        """(T, C)."""
-
-    def targets(self, i: int) -> Ids | None:
-        """(S,) classes at the rate of the frames; None where the utterance has none."""
-
-
-class Text(Protocol):
-    """What is asked of a `PhoneText`."""
-
-    symbols: list[str]
-    fingerprint: str
-
-    def __len__(self) -> int: ...
-
-    def line(self, i: int) -> Ids:
-        """The ids of a line, never none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +51,8 @@ class GanDataConfig:
 class Drawing:
     """All that batches are made of."""
 
-    features: Features
-    text: Text
+    features: FeatureStore
+    text: PhoneText
     rows: Ids  # the utterances that are used
     batch_size: int
     generator: GeneratorConfig
@@ -138,13 +111,14 @@ class TrainingBatches(Dataset[GanBatch]):
         return keyed_rng(self.seed, "text", step).integers(0, len(d.text), d.batch_size)
 
     def _epoch(self, epoch: int) -> Ids:
-        return self.drawing.rows[keyed_rng(self.seed, "order", epoch).permutation(len(self.drawing.rows))]
+        rows = self.drawing.rows
+        return rows[keyed_rng(self.seed, "order", epoch).permutation(len(rows))]
 
 
 class ValidationBatches(Dataset[GanBatch]):
     """Ranges of utterances in the order of the store; None: none."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: FeatureStore) -> None:
         self.features = features
 
     def __getitem__(self, ids: Sequence[int] | None) -> GanBatch:
@@ -194,8 +168,9 @@ class GanSource:
                     f"{left} of {len(stores.valid.keys)} utterances of data.valid are left out: "
                     f"they have less than data.min_frames = {config.min_frames} frames"
                 )
+            size = config.batch_size
             self.validation[VALIDATION] = [
-                list(ids) for ids in itertools.batched(enough, config.batch_size)
+                enough[first : first + size] for first in range(0, len(enough), size)
             ]
 
     def check(self) -> None:
@@ -232,24 +207,26 @@ class GanSource:
 class Stores:
     """The opened data of a training."""
 
-    train: Features
-    text: Text
-    valid: Features | None = None
+    train: FeatureStore
+    text: PhoneText
+    valid: FeatureStore | None = None
 
 
-def check_alike(train: Features, other: Any) -> None:
-    """Raise ConfigError where the features of two models or blocks would be mixed."""
-    ours, theirs = (getattr(store, "meta", {}).get("features") for store in (train, other))
-    if train.dim != other.dim or ours != theirs:
-        raise ConfigError(
-            f"data.valid has features of width {other.dim} ({theirs}), data.train of width "
-            f"{train.dim} ({ours}): features of two models, blocks or clusterings mean different "
-            "things; make both with the same `w2v2dist unsupervised audio` settings"
-        )
+def open_stores(config: GanDataConfig) -> Stores:
+    """Open what the configuration names. Raises ConfigError."""
+    what = {
+        "train": "features: make some with `w2v2dist unsupervised audio`",
+        "text": "phones: make some with `w2v2dist unsupervised text`",
+    }
+    for name, means in what.items():
+        if not getattr(config, name):
+            raise ConfigError(f"data.{name} is not set but must be a folder of {means}")
+    valid = FeatureStore(config.valid) if config.valid else None
+    return Stores(FeatureStore(str(config.train)), PhoneText(str(config.text)), valid)
 
 
 def _usable(
-    config: GanDataConfig, features: Features, num_targets: int
+    config: GanDataConfig, features: FeatureStore, num_targets: int
 ) -> tuple[Ids, list[str]]:
     """The utterances that can be trained on, and notes on the others. Raises ConfigError."""
     total = len(features.keys)
@@ -284,7 +261,7 @@ def _usable(
     return rows, notes
 
 
-def _has_targets(features: Features, i: int, num_targets: int) -> bool:
+def _has_targets(features: FeatureStore, i: int, num_targets: int) -> bool:
     targets = features.targets(i)
     if targets is None or not len(targets):
         return False
