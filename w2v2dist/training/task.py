@@ -105,7 +105,8 @@ class Task(Protocol):
 
     def losses(self, engine: Any, batch: Any, step: int, seed: int) -> dict[str, Tensor]:
         """Sums over the micro-batch (0-d tensors); `loss` is to be minimised, not yet divided.
-        `engine` (an Engine or PlainEngine) is the moved group's; in validation (`step` 0) the first group's."""
+        `engine` (plain_engine.AnyEngine) is the moved group's; in validation (`step` 0) the first
+        group's."""
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Numbers to log from the sums."""

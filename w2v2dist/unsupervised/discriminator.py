@@ -1,6 +1,7 @@
 """The discriminator of wav2vec-U: sequences of phone probabilities to one logit each. B rows, M
 items, V symbols."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -23,14 +24,14 @@ class DiscriminatorConfig:
 
 
 class Discriminator(nn.Module):
-    """Three causal convolutions, GELU after the second; a row's score is the mean over its items."""
+    """Three causal convolutions, GELU after the second; a row's score is its items' mean."""
 
     def __init__(self, config: DiscriminatorConfig, num_symbols: int) -> None:
         super().__init__()
         self.config = config
         widths = (num_symbols, config.dim, config.dim, 1)
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(a, b, config.kernel_size) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv1d(a, b, config.kernel_size) for a, b in itertools.pairwise(widths)
         )
 
     def forward(self, items: Tensor, padding: Tensor | None = None) -> Tensor:

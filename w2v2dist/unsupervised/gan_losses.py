@@ -87,7 +87,8 @@ def gradient_penalty(
     (gradient,) = torch.autograd.grad(score, mixture, create_graph=True)
     over = 1 if config.penalty_norm == "per_channel" else (1, 2)
     norm = torch.linalg.vector_norm(gradient, dim=over)
-    return (norm.view(len(norm), -1) - 1) ** 2
+    excess: Tensor = norm.view(len(norm), -1) - 1
+    return excess**2
 
 
 def generator_losses(

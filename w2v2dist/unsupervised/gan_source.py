@@ -76,8 +76,8 @@ class TrainingBatches(Dataset[GanBatch]):
         if slot is None:  # it never happens: one process has the one slot
             raise IndexError(f"step {step} has no empty slot")
         ids = self.utterances(step)
-        batch = _padded([d.features.frames(int(i)) for i in ids])
-        num_outputs = d.generator.num_outputs(batch["features"].shape[1])
+        features, padding = _padded([d.features.frames(int(i)) for i in ids])
+        num_outputs = d.generator.num_outputs(features.shape[1])
         draw = keyed_rng(self.seed, "join", step)
         alpha = keyed_rng(self.seed, "alpha", step)
         lines = [torch.from_numpy(d.text.line(int(i))) for i in self.sentences(step)]
@@ -92,7 +92,8 @@ class TrainingBatches(Dataset[GanBatch]):
             num_targets=float(len(ids)),
             amount=len(ids),
             used={"keys": [d.features.keys[int(i)] for i in ids]},
-            **batch,
+            features=features,
+            padding=padding,
             targets=targets,
             text=pad_sequence(lines, batch_first=True, padding_value=PAD),
             alpha=torch.from_numpy(alpha.random(len(ids), dtype=np.float32)),
@@ -124,13 +125,15 @@ class ValidationBatches(Dataset[GanBatch]):
     def __getitem__(self, ids: Sequence[int] | None) -> GanBatch:
         if ids is None:  # it never happens in one process
             raise IndexError("there is no empty batch of validation")
+        features, padding = _padded([self.features.frames(i) for i in ids])
         return GanBatch(
             step=0,
             slot=0,
             num_targets=float(len(ids)),
             amount=len(ids),
             keys=tuple(self.features.keys[i] for i in ids),
-            **_padded([self.features.frames(i) for i in ids]),
+            features=features,
+            padding=padding,
         )
 
 
@@ -273,10 +276,10 @@ def _has_targets(features: FeatureStore, i: int, num_targets: int) -> bool:
     return True
 
 
-def _padded(frames: list[NDArray[np.float32]]) -> dict[str, torch.Tensor]:
+def _padded(frames: list[NDArray[np.float32]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Utterances (T, C) as features (B, T, C) and padding (B, T)."""
     rows = [torch.from_numpy(np.array(f, np.float32)) for f in frames]
     lengths = torch.tensor([len(row) for row in rows])
     features = pad_sequence(rows, batch_first=True)
     padding = torch.arange(features.shape[1]) >= lengths[:, None]
-    return {"features": features, "padding": padding}
+    return features, padding

@@ -16,7 +16,7 @@ from w2v2dist.model.dropout import Dropout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratorConfig:
-    """All but the widths, which features, symbols and targets have; the defaults are version 1's."""
+    """All but the widths of features, symbols and targets; the defaults are version 1's."""
 
     kernel_size: int = 4
     stride: int = 1  # frames an output
