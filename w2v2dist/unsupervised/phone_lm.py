@@ -23,7 +23,7 @@ def write_phone_lms(text: PhoneText, orders: Sequence[int] = ORDERS) -> list[str
         for with_silence in (True, False)
         if not text.lm_path(with_silence, one.order).exists()
     ]
-    notes = []
+    notes: list[str] = []
     for one, with_silence in wanted:
         most = min(ENOUGH, available_memory() // (BYTES_A_TOKEN * one.order))
         every = -(-text.meta["num_ids"] // most)

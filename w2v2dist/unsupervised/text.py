@@ -57,11 +57,11 @@ class Silences:
 class Part:
     """Some lines as ids, one behind the other; `reasons`: of the lines that were left out."""
 
-    ids: array[int] = field(default_factory=lambda: array("I"))
-    sizes: array[int] = field(default_factory=lambda: array("I"))
+    ids: "array[int]" = field(default_factory=lambda: array("q"))
+    sizes: "array[int]" = field(default_factory=lambda: array("q"))
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def rows(self) -> Iterator[array[int]]:
+    def rows(self) -> Iterator["array[int]"]:
         """Each line."""
         start = 0
         for size in self.sizes:
@@ -75,7 +75,7 @@ class Speaker:
     def __init__(self, reading: Reading, spoken: Spoken, silences: Silences | None) -> None:
         ids = {phone: i for i, phone in enumerate(spoken.counts, len(SPECIAL))}
         self._words = {
-            w: array("I", [ids[p] for p in phones]) for w, phones in spoken.phones.items()
+            w: array("q", [ids[p] for p in phones]) for w, phones in spoken.phones.items()
         }
         self._reading, self._reasons, self._silences = reading, spoken.reasons, silences
         self._silence = len(SPECIAL) + len(ids)
@@ -156,9 +156,9 @@ def run(args: argparse.Namespace) -> int:
     without <SIL>. Of any size: only the counts of words are in memory.
 
     example:
-      w2v2dist unsupervised text librispeech-lm-norm.txt.gz --lexicon cmudict.txt --no-stress --output u/text
-      w2v2dist unsupervised text books/ --running --language de --silence 0.5 --output u/text
-      w2v2dist unsupervised text timit.phones.txt --phones --no-silence --min-phones 1 --output u/timit
+      w2v2dist unsupervised text norm.txt.gz --lexicon cmudict.txt --no-stress --output text
+      w2v2dist unsupervised text books/ --running --language de --silence 0.5 --output text
+      w2v2dist unsupervised text phones.txt --phones --no-silence --min-phones 1 --output text
     """
     for name, value in (("--min-count", args.min_count), ("--min-phones", args.min_phones)):
         if value < 1:

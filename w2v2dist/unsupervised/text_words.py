@@ -1,6 +1,7 @@
 """Words of written text for a lexicon: which characters stay, which words are worth a
 pronunciation, and which phones are frequent enough."""
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -148,8 +149,7 @@ def check_alphabet(words: Mapping[str, int], lexicon: Pronunciations, name: str)
 
 def _script(words: Mapping[str, object]) -> str:
     """The script of most letters of (the first) words; "" where they have none."""
-    of_letters = Counter(
-        script_of(letter) for word, _ in zip(words, range(LOOKED_AT)) for letter in word
-    )
+    first = itertools.islice(words, LOOKED_AT)
+    of_letters = Counter(script_of(letter) for word in first for letter in word)
     of_letters.pop("", None)
     return of_letters.most_common(1)[0][0] if of_letters else ""
