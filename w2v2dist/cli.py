@@ -28,6 +28,9 @@ COMMANDS = {
         "report": ("reporting.report", "report.html with the curves and events of runs"),
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
     },
+    "unsupervised": {
+        "unsupervised text": ("unsupervised.text", "a text of phones, for training without labels"),
+    },
     "use": {
         "transcribe": ("decode.transcribe", "text of recordings, by any fine-tuned model"),
         "evaluate": ("decode.evaluate", "error rates of any fine-tuned model on shards"),
@@ -65,7 +68,8 @@ def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     if argv and argv[0].startswith("--local_rank="):  # of DeepSpeed, as LOCAL_RANK
         argv = argv[1:]
     lines = [
-        f"{group if name == next(iter(commands)) else '':<9}{name:<11}{summary}"
+        f"{group if name == next(iter(commands)) else '':<14}{name.removeprefix(f'{group} '):<12}"
+        f"{summary}"
         for group, commands in COMMANDS.items()
         for name, (_, summary) in commands.items()
     ]
