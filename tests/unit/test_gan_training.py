@@ -16,6 +16,7 @@ import torch
 from tests.gan_data import write_features, write_gan_config, write_language, write_text
 from tests.training_parts import world as world  # a fixture
 from w2v2dist.config import ConfigError
+from w2v2dist.decode.scoring import errors
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.runtime.preemption import PreemptionFlag
@@ -23,6 +24,9 @@ from w2v2dist.tasks.train import open_source, read_config
 from w2v2dist.tasks.unsupervised import UnsupervisedTask, unsupervised_source
 from w2v2dist.training.alarms import AlarmError
 from w2v2dist.training.loop import Finished, Outcome, Preempted, fit
+from w2v2dist.unsupervised.feature_store import FeatureStore
+from w2v2dist.unsupervised.selection import phones_of
+from w2v2dist.unsupervised.trained import open_trained
 
 V2 = {
     "model": {
@@ -252,3 +256,24 @@ def test_learning_rates(data: dict[str, Any], tmp_path: Path) -> None:
         update = task.update(step)
         assert (update.group, update.lr) == (group, pytest.approx(lr))
     assert math.isclose(task.schedule_metrics(7)["discriminator_lr"], 2e-4)
+
+
+def test_a_trained_generator_reads(data: dict[str, Any], world: World, tmp_path: Path) -> None:
+    config = write_gan_config(tmp_path, data, **V2)
+    run(config, world, **{"loop.validate_every": 6, "loop.keep_last": 1})
+    trained = open_trained(tmp_path / "run")
+    store = FeatureStore(data["valid"])
+    read = trained.read(store, batch_size=3)
+    truth = [store.labels[key]["phones"] for key in store.keys]
+    said = [" ".join(trained.symbols[i] for i in phones_of(row, 10)) for row in read]
+    counted = errors(truth, said, "word")
+    per = sum(e.total for e in counted) / sum(e.num_units for e in counted)
+    assert per == pytest.approx(read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["valid/per"])
+    assert open_trained(tmp_path / "run", trained.symbols).symbols == trained.symbols
+    with pytest.raises(ConfigError, match=r"11 symbols, but 10 others are given \(only one .* g\)"):
+        open_trained(tmp_path / "run", [s for s in trained.symbols if s != "g"])
+    with pytest.raises(ConfigError, match="their order differs"):
+        open_trained(tmp_path / "run", trained.symbols[::-1])
+    write_features(tmp_path / "other", 2, 10, model="another")
+    with pytest.raises(ConfigError, match=r"was trained on features with model made, but"):
+        trained.read(FeatureStore(tmp_path / "other"))

@@ -14,7 +14,7 @@ from w2v2dist.runtime.keyed import keyed_seed
 from w2v2dist.training.schedules import learning_rate
 from w2v2dist.training.task import Group, Reading, Record, Transcript, Update
 from w2v2dist.unsupervised.config import UnsupervisedConfig
-from w2v2dist.unsupervised.gan import DISCRIMINATOR, GENERATOR, Gan, GanBatch
+from w2v2dist.unsupervised.gan import DISCRIMINATOR, GENERATOR, Gan, GanBatch, read_batch
 from w2v2dist.unsupervised.gan_source import GanSource, Stores, open_stores
 from w2v2dist.unsupervised.selection import Scorer, phones_of
 
@@ -100,7 +100,7 @@ class UnsupervisedTask:
     def _validation(self, batch: GanBatch) -> dict[str, Tensor]:
         assert self._scorer is not None
         assert self._source.valid is not None
-        symbols, read = self._source.text.symbols, self.gan.read(batch)
+        symbols, read = self._source.text.symbols, read_batch(self.gan.generator, batch)
         sums = self._scorer.sums(read)
         silence = len(symbols) - 1
         said = [" ".join(symbols[i] for i in phones_of(row, silence)) for row in read]
