@@ -188,6 +188,11 @@ def snapshot(config: Any, run_dir: Path) -> Path:
 def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
     from w2v2dist.jobs.plan import make_plan
 
+    if config.task == "unsupervised":
+        steps, rows = config.loop.max_steps, config.data.batch_size
+        print(f"run             {config.run_dir}")
+        print(f"task            unsupervised, {steps:,} steps of {rows} utterances, one process")
+        return
     device = cluster.device()
     plan = make_plan(config, high, cluster.num_tasks_per_node, device)
     print(f"run             {config.run_dir}", *plan.lines(), sep="\n")

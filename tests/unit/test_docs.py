@@ -22,6 +22,7 @@ from shards import build, verify
 from w2v2dist.cli import MODULES, parse
 from w2v2dist.config import from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.jobs.sweep import read_sweep
 from w2v2dist.tasks.finetune import FinetuneConfig
 from w2v2dist.tasks.language_model import LanguageModelingConfig
 from w2v2dist.tasks.pretrain import PretrainConfig
@@ -88,7 +89,7 @@ def check(words: list[str]) -> None:
             check_w2v2dist(["train", *words[at + 1 :]])
         case ["python", "launch/submit.py", *arguments]:
             args = submit.make_parser().parse_intermixed_args(arguments)
-            read_config(args.config, args.overrides)
+            (read_sweep if args.sweep else read_config)(args.config, args.overrides)
             if args.cluster:
                 from_dict(ClusterConfig, read_yaml(args.cluster))
         case ["python", "shards/build.py", *arguments]:

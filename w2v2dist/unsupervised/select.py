@@ -133,9 +133,8 @@ def _read_cell(folder: Path) -> Cell:
 
 
 def _candidate(run: str, record: dict[str, Any]) -> Candidate:
-    names = ("weighted_lm_ppl", "nll", "phone_usage", "log_prob")
-    values = [_number(record.get(f"valid/{name}")) for name in names]
-    return Candidate(run, int(record["step"]), *values, per=_number(record.get("valid/per")))
+    names = ("weighted_lm_ppl", "nll", "phone_usage", "log_prob", "per")
+    return Candidate(run, int(record["step"]), *(_number(record.get(f"valid/{n}")) for n in names))
 
 
 def _number(value: Any) -> float:
