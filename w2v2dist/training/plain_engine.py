@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from w2v2dist.config import may_change
 from w2v2dist.runtime.distributed import World
 from w2v2dist.training.engine import Adam, Engine, EngineConfig, OptimizerConfig
 from w2v2dist.training.fragments import Fragment
@@ -18,7 +19,7 @@ from w2v2dist.training.fragments import Fragment
 class PlainEngineConfig(EngineConfig):
     """One process in fp32: nothing is partitioned, and no other number format is offered."""
 
-    zero_stage: int = 0
+    zero_stage: int = may_change(0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip_norm: float = 5.0  # of the gradients of all modules together
 
