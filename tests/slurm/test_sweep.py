@@ -17,7 +17,7 @@ from w2v2dist.jobs.sweep import read_sweep
 from w2v2dist.runtime.logging import read_jsonl
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900, func_only=True)]
-STEPS = 3_000
+STEPS = 2_000
 
 
 def write_sweep(folder: Path) -> Path:
@@ -88,7 +88,7 @@ def test_a_sweep_survives_a_lost_node(cluster: Cluster) -> None:
     assert "8 finished, 0 in the queue" in again
     assert "submitted" not in again
     # To the bit: the lost cell's losses are those of the same training that was let alone
-    whole = read_sweep(str(path), [f"run_dir={folder / 'whole'}"])
+    whole = read_sweep(str(path), [f"run_dir={folder / 'whole'}", f"loop.save_every={STEPS}"])
     (same,) = [cell for cell in whole.cells if cell.name == lost[0].name]
     said(cluster, sys.executable, "-m", "w2v2dist.cli", "train", str(same.write_config()))
     assert last_losses(lost[0].folder) == last_losses(same.folder)
