@@ -30,6 +30,7 @@ COMMANDS = {
     },
     "unsupervised": {
         "unsupervised text": ("unsupervised.text", "a text of phones, for training without labels"),
+        "unsupervised synthetic": ("unsupervised.synthetic", "made languages to try a training on"),
     },
     "use": {
         "transcribe": ("decode.transcribe", "text of recordings, by any fine-tuned model"),
