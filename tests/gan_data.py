@@ -66,14 +66,14 @@ def write_features(
     model: str = "made",
     dim: int = DIM,
     labels: bool = True,
-    shortest: int = 6,
+    longest: int = 12,
 ) -> None:
     """A frame a phone, the same code of each phone in every store of a `model`. Of the first
     `without_targets` utterances there are none."""
     rng = np.random.default_rng(seed)
     codes = np.random.default_rng(len(model)).standard_normal((len(PHONES), dim))
     with FeatureStoreWriter(folder, dim, "float32", {"made_by": {"model": model}}) as store:
-        for i, line in enumerate(sentences(seed, num, shortest)):
+        for i, line in enumerate(sentences(seed, num, most=longest)):
             frames = codes[line] + 0.1 * rng.standard_normal((len(line), dim))
             targets = np.array(line) % num_targets if i >= without_targets and num_targets else None
             label = {"phones": " ".join(PHONES[j] for j in line)} if labels else None

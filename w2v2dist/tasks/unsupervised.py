@@ -9,12 +9,12 @@ from torch import Tensor
 
 from w2v2dist.config import ConfigError
 from w2v2dist.decode.scoring import errors
-from w2v2dist.lm.arpa import read_arpa
+from w2v2dist.lm.arpa import Arpa, read_arpa
 from w2v2dist.runtime.keyed import keyed_seed
 from w2v2dist.training.schedules import learning_rate
 from w2v2dist.training.task import Group, Reading, Record, Transcript, Update
 from w2v2dist.unsupervised.config import UnsupervisedConfig
-from w2v2dist.unsupervised.gan import DISCRIMINATOR, GENERATOR, Gan, GanBatch
+from w2v2dist.unsupervised.gan import DISCRIMINATOR, GENERATOR, Gan, GanBatch, read_batch
 from w2v2dist.unsupervised.gan_source import GanSource, Stores, open_stores
 from w2v2dist.unsupervised.selection import Scorer, phones_of
 
@@ -61,8 +61,7 @@ class UnsupervisedTask:
         ]
         self._scorer: Scorer | None = None
         if source.valid is not None:
-            models = (read_arpa(source.text.lm_path(with_silence=s)) for s in (True, False))
-            self._scorer = Scorer(symbols, *models)
+            self._scorer = Scorer(symbols, *(_lm(source, silence) for silence in (True, False)))
         self._score = 0.0  # of the last validation
         self._transcripts: list[Transcript] = []
 
@@ -101,7 +100,7 @@ class UnsupervisedTask:
     def _validation(self, batch: GanBatch) -> dict[str, Tensor]:
         assert self._scorer is not None
         assert self._source.valid is not None
-        symbols, read = self._source.text.symbols, self.gan.read(batch)
+        symbols, read = self._source.text.symbols, read_batch(self.gan.generator, batch)
         sums = self._scorer.sums(read)
         silence = len(symbols) - 1
         said = [" ".join(symbols[i] for i in phones_of(row, silence)) for row in read]
@@ -171,6 +170,18 @@ class UnsupervisedTask:
             bad = not self._score <= alarms.max_score or math.isnan(self._score)
             found.append(Reading("no_language", self._score, alarms.max_score, bad, UNLIKELY))
         return found
+
+
+def _lm(source: GanSource, with_silence: bool) -> Arpa:
+    """The text's phone n-gram. Raises ConfigError where it is not there."""
+    path = source.text.lm_path(with_silence)
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} does not exist, with which the hypotheses of data.valid are scored: "
+            "`w2v2dist unsupervised text` writes it, or `w2v2dist lm ngram` from the lines of "
+            "phones; data.valid=null trains without scores"
+        )
+    return read_arpa(path)
 
 
 def reference(label: dict[str, str] | None, symbols: list[str]) -> str:

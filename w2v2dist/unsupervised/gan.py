@@ -99,10 +99,11 @@ class Gan:
                 "fake_items": (~joined.padding).sum(),
             }
 
-    def read(self, batch: GanBatch) -> list[list[int]]:
-        """The symbols of each row in evaluation mode: the most likely one of every run's mean."""
-        generated = self.generator(batch.features, batch.padding)
-        joined = join(generated.logits, generated.padding, None)
-        symbols = joined.logits.argmax(-1).tolist()
-        counts = (~joined.padding).sum(1).tolist()
-        return [row[:count] for row, count in zip(symbols, counts, strict=True)]
+
+def read_batch(generator: Generator, batch: GanBatch) -> list[list[int]]:
+    """The symbols of each row in evaluation mode: the most likely one of every run's mean."""
+    generated = generator(batch.features, batch.padding)
+    joined = join(generated.logits, generated.padding, None)
+    symbols = joined.logits.argmax(-1).tolist()
+    counts = (~joined.padding).sum(1).tolist()
+    return [row[:count] for row, count in zip(symbols, counts, strict=True)]
