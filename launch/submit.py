@@ -21,6 +21,9 @@ EPILOG = """examples:
   python launch/submit.py --nodes 4-8 --cluster launch/clusters/generic.yaml configs/base_ls960.yaml
   # here, on all GPUs (on the CPU: 2 processes)
   python launch/submit.py --local configs/tiny_pretrain.yaml data.train=DIR data.valid=DIR
+  # a run for each cell of a grid, as one array job; here, two at a time
+  python launch/submit.py --sweep configs/unsupervised/sweep_v1.yaml data.train=DIR data.text=DIR
+  python launch/submit.py --local --at-once 2 --sweep configs/unsupervised/sweep_v1.yaml
   # which settings are fastest on this machine's GPUs: some minutes of measuring
   python launch/submit.py --autotune configs/large_lv60k.yaml
 
@@ -74,6 +77,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="here (default: one per GPU; CPU: 2, --autotune 1)",
     )
+    add("--sweep", action="store_true", help="CONFIG is a sweep: a run for each cell of its grid")
+    add("--at-once", type=int, metavar="N", help="cells of a sweep (default: here 1, Slurm's all)")
     add("--autotune-minutes", type=float, default=10.0, metavar="M", help="limit (default: 10)")
     add("--output", type=Path, metavar="FILE", help="of --autotune (default: RUN/autotune.yaml)")
     where = parser.add_mutually_exclusive_group()
@@ -86,10 +91,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from w2v2dist.jobs.cluster import TrainJob, make_executor
+    from w2v2dist.jobs.cluster import TrainJob, make_executor, of_one_process
     from w2v2dist.runtime.distributed import VirtualRanks
     from w2v2dist.tasks.train import read_config  # late: --help need not wait for torch
 
+    if args.sweep:
+        return _sweep(args)
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()
     if args.autotune:
@@ -98,6 +105,8 @@ def _run(args: argparse.Namespace) -> int:
         return _run_local(args, config, run_dir)
     low, high = parse_nodes(args.nodes)
     cluster = read_cluster(args)
+    if config.data.virtual_world_size == 1:
+        cluster = of_one_process(cluster)
     VirtualRanks(config.data.virtual_world_size).check(high * cluster.num_tasks_per_node)
     nodes = str(low) if low == high else f"{low}-{high}"
     executor = make_executor(cluster, run_dir, nodes, parse_minutes(cluster.time))
@@ -196,11 +205,22 @@ def _run_local(args: argparse.Namespace, config: Any, run_dir: Path) -> int:
     from w2v2dist.jobs.local import run_local
     from w2v2dist.runtime.distributed import VirtualRanks
 
-    num_processes = args.processes if args.processes is not None else torch.cuda.device_count() or 2
+    num_processes = args.processes
+    if num_processes is None:
+        num_processes = min(torch.cuda.device_count() or 2, config.data.virtual_world_size)
     if num_processes < 1:
         raise ValueError(f"--processes is {num_processes} but must be at least 1")
     VirtualRanks(config.data.virtual_world_size).check(num_processes)
     return run_local([str(snapshot(config, run_dir))], run_dir / "logs", num_processes)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from w2v2dist.jobs import sweep_command
+
+    if args.autotune:
+        raise ValueError("--sweep and --autotune cannot be given together: tune one CONFIG first")
+    cluster = None if args.local else read_cluster(args)
+    return sweep_command.run(args, cluster, parse_nodes(args.nodes), parse_minutes)
 
 
 def _autotune(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ COMMANDS = {
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
     },
     "unsupervised": {
+        "unsupervised select": ("unsupervised.select", "the best run of a sweep, without labels"),
         "unsupervised text": ("unsupervised.text", "a text of phones, for training without labels"),
         "unsupervised synthetic": ("unsupervised.synthetic", "made languages to try a training on"),
     },

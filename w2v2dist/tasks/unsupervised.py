@@ -62,6 +62,7 @@ class UnsupervisedTask:
         self._scorer: Scorer | None = None
         if source.valid is not None:
             self._scorer = Scorer(symbols, *(_lm(source, silence) for silence in (True, False)))
+            self._scorer.read_text(source.text)
         self._score = 0.0  # of the last validation
         self._transcripts: list[Transcript] = []
 

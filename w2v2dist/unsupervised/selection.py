@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from w2v2dist.lm.arpa import Arpa
-from w2v2dist.unsupervised.phone_text import SPECIAL
+from w2v2dist.unsupervised.phone_text import SPECIAL, PhoneText
 
 USAGE_POWER = 2  # of the part of phones in use, in the score
 MARGIN = math.log(1.2)  # of the paper's second step, nats a phone
@@ -30,6 +30,13 @@ class Scorer:
         self._symbols, self._code_lm, self._paper_lm = symbols, code_lm, paper_lm
         self._silence = len(symbols) - 1
         self.num_phones = len(symbols) - len(SPECIAL)  # <SIL> is one of them
+        self.text_nll = math.nan
+
+    def read_text(self, text: PhoneText, most: int = 1_000) -> None:
+        """Score the text's own sentences as if they were hypotheses (`text_nll`): what a perfect
+        reading would have."""
+        places = range(0, len(text), max(1, len(text) // most))
+        self.text_nll = self.metrics(self.sums([text.line(i).tolist() for i in places]))["nll"]
 
     def sums(self, read: Sequence[Sequence[int]]) -> dict[str, float]:
         """Of one validation batch. What the metrics take is added up over batches."""
@@ -58,7 +65,7 @@ class Scorer:
         """`weighted_lm_ppl` (lower is better; infinity where a whole batch is silent, which is the
         worst there is), `lm_ppl` and `batch_usage` that it is made of; `nll` (mean over utterances
         of nats a phone), `phone_usage` (part of the phones in the set) and `log_prob` (nats of the
-        set) that the paper's rule reads."""
+        set) that the paper's rule reads; `text_nll`, that of the text itself."""
         lm_ppl = 10 ** min(300.0, -sums["log10"] / sums["num_scored"])
         usage = sums["batch_usage"] / sums["num_batches"]
         seen = sum(name.startswith(PHONE) for name in sums)
@@ -71,6 +78,7 @@ class Scorer:
             "phone_usage": seen / self.num_phones,
             "log_prob": sums["nats"],
             "num_silent": sums["num_silent"],
+            **({} if math.isnan(self.text_nll) else {"text_nll": self.text_nll}),
         }
 
 
@@ -84,6 +92,7 @@ class Candidate:
     nll: float
     phone_usage: float
     log_prob: float
+    per: float = math.nan  # for watching: nothing is chosen by it
 
 
 def code_choice(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -55,7 +55,7 @@ class Trained:
 
 def open_trained(run_or_step: Path, symbols: list[str] | None = None) -> Trained:
     """The best checkpoint of a run folder, or the step folder itself. With `symbols`, those of a
-    text or a language model: another phone set is refused. Raises ConfigError or CheckpointError."""
+    text: another phone set is refused. Raises ConfigError or CheckpointError."""
     folder = checkpoint.find(run_or_step, None)
     meta = checkpoint.read_meta(folder)
     if meta.get("config", {}).get("task") != "unsupervised":
