@@ -98,18 +98,20 @@ def _said(args: argparse.Namespace) -> tuple[dict[str, str], Units]:
             f"{folder} has been read already: leave out --data and how to decode, or give the run"
         )
     rows = read_jsonl(folder / "hypotheses.jsonl")
-    in_words = any(row.get("lexicon_words") for row in rows)
-    of_letters = not any(row.get("num_words") is not None for row in rows)
+    written = bool({"wer", "cer"} & json.loads((folder / "evaluation.json").read_bytes()).keys())
+    in_words = written or any(row.get("lexicon_words") for row in rows)
     units: Units = args.units or ("words" if in_words else "phones")
     if units == "words" and not in_words:
         raise ConfigError(
             f"what was read in {folder} are no words of a lexicon: decode with --lm of words and "
             "--lexicon, or take --units phones"
         )
-    if of_letters:
-        raise ConfigError(f"{folder} is scored in letters: what was read there are no phones")
-    name = "lexicon_words" if units == "words" else "hypothesis"
-    return {row["key"]: str(row.get(name) or "") for row in rows}, units
+    if units == "phones" and written:
+        raise ConfigError(f"{folder} was read in letters, not in phones: leave --units out")
+    if units == "phones" or not any("lexicon_words" in row for row in rows):
+        return {row["key"]: str(row["hypothesis"]) for row in rows}, units
+    instead = "hypothesis" if written else ""  # of a decoding by a lexicon, no word is nothing
+    return {r["key"]: str(r.get("lexicon_words") or r.get(instead) or "") for r in rows}, units
 
 
 def write_shards(output: Path, index: ShardIndex, said: dict[str, str], units: Units) -> Counted:
