@@ -107,10 +107,11 @@ def _lines(group: str, family: str | None) -> list[str]:
     commands = COMMANDS[group]
     if group in FAMILIES and group != family:
         names = ", ".join(name.removeprefix(f"{group} ") for name in commands)
-        return [f"{group:<14}{names}: {FAMILIES[group]}"]
+        return [f"{group} {names}: {FAMILIES[group]}"]
+    width = 14 if family else 9
     return [
-        f"{group if name == next(iter(commands)) else '':<14}{name.removeprefix(f'{group} '):<12}"
-        f"{summary}"
+        f"{group if name == next(iter(commands)) else '':<{width}}"
+        f"{name.removeprefix(f'{group} '):<12}{summary}"
         for name, (_, summary) in commands.items()
     ]
 
