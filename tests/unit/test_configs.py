@@ -16,7 +16,12 @@ from w2v2dist.model import Wav2Vec2ForCTC, Wav2Vec2ForPretraining
 from w2v2dist.reporting.paper import references, show
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TRAININGS = [p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "recipes"]
+# Sweeps and recipes are of the files that they name (test_sweep.py, test_recipes.py)
+TRAININGS = [
+    p
+    for p in CONFIGS.rglob("*.yaml")
+    if p.parent.name != "recipes" and not p.name.startswith("sweep_")
+]
 FILES = sorted(p for p in TRAININGS if not p.name.startswith("common_"))
 
 # The product's tables; the tests at the end compare them with their source

@@ -69,10 +69,10 @@ class PhoneText:
         """The id of `<SIL>`."""
         return len(self.symbols) - 1
 
-    def lm_path(self, with_silence: bool) -> Path:
+    def lm_path(self, with_silence: bool, order: int = 4) -> Path:
         """The phone n-gram that `unsupervised text` put beside it: of lines with `<SIL>`, or of the
         phones alone."""
-        return self.folder / ("ngram_sil.arpa" if with_silence else "ngram.arpa")
+        return self.folder / f"{order}gram{'_sil' if with_silence else ''}.arpa"
 
 
 def write_phone_text(
