@@ -29,6 +29,7 @@ COMMANDS = {
         "batches": ("reporting.batches", "what a step trains on: utterances, crops, masks"),
     },
     "unsupervised": {
+        "unsupervised audio": ("unsupervised.audio", "features of recordings, for wav2vec-U"),
         "unsupervised select": ("unsupervised.select", "the best run of a sweep, without labels"),
         "unsupervised decode": ("unsupervised.decode", "phones that a trained generator reads"),
         "unsupervised label": ("unsupervised.label", "what was read as transcripts of shards"),

@@ -9,14 +9,14 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from w2v2dist.config import ConfigError
+from w2v2dist.config import ConfigError, diff
 from w2v2dist.data.index_writer import atomic, made
 from w2v2dist.runtime.logging import read_jsonl
 
@@ -30,7 +30,7 @@ class PartWriter:
     """The utterances of one part, in order."""
 
     def __init__(self, file: BinaryIO, dim: int, dtype: np.dtype[Any]) -> None:
-        self._file, self._dim, self._dtype = file, dim, dtype
+        self._file, self._dim, self.dtype = file, dim, dtype
         self.lines: list[dict[str, Any]] = []
         self.skipped: list[dict[str, Any]] = []
 
@@ -50,9 +50,9 @@ class PartWriter:
                 "frame at least"
             )
         with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(values, self._dtype)
+            stored = np.ascontiguousarray(values, self.dtype)
         if not np.isfinite(stored).all():
-            raise ValueError(f"the frames of {key} hold NaN or infinity as {self._dtype}")
+            raise ValueError(f"the frames of {key} hold NaN or infinity as {self.dtype}")
         line = {"key": key, "num_frames": len(stored), "crc": zlib.crc32(stored.data)}
         if targets is not None:
             line["targets"] = np.asarray(targets, "<i4").tolist()
@@ -104,13 +104,13 @@ class FeatureStoreWriter:
             if not path.is_file():
                 continue
             there = json.loads(path.read_text(encoding="utf-8"))
-            before, now = _flat(there), _flat(self.about)
-            names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-            if names := [k for k in names if k.split(".")[0] in self.about]:
-                name = names[0]
+            differ = {
+                k: v for k, v in diff(there, self.about).items() if k.split(".")[0] in self.about
+            }
+            for name, (before, now) in differ.items():
                 raise ConfigError(
-                    f"{path.parent} has features of other settings ({name} is {before.get(name)} "
-                    f"there and {now.get(name)} now): choose another folder, or remove it"
+                    f"{path.parent} has features of other settings ({name} is {before} there "
+                    f"and {now} now): choose another folder, or remove it"
                 )
 
     def __enter__(self) -> "FeatureStoreWriter":
@@ -139,12 +139,19 @@ class FeatureStoreWriter:
         self._next += 1
         self._waiting = []
 
-    def missing(self, num_parts: int) -> list[int]:
-        """The parts that are not there yet."""
+    def missing(
+        self, num_parts: int, again: Callable[[dict[str, Any]], bool] | None = None
+    ) -> list[int]:
+        """The parts that are not there yet, and those of whose skipped utterances one is to be
+        tried `again`."""
         if self.complete:
             return []
         there = {path.name for path in self._parts.glob("*.json")}
-        return [k for k in range(num_parts) if f"{k:08d}.json" not in there]
+        out = [k for k in range(num_parts) if f"{k:08d}.json" not in there]
+        if again is not None and not (self._aside / "features.npy").exists():
+            tried = {*range(num_parts)} - {*out}
+            out += [k for k in tried if any(map(again, self._record(k)["skipped"]))]
+        return sorted(out)
 
     @contextlib.contextmanager
     def part(self, number: int) -> Iterator[PartWriter]:
@@ -156,12 +163,17 @@ class FeatureStoreWriter:
             record = {"utterances": part.lines, "skipped": part.skipped}
             file.write(json.dumps(record, ensure_ascii=False).encode())
 
-    def skipped(self, num_parts: int) -> list[dict[str, Any]]:
-        """The utterances that were left out of the parts that are there."""
+    def summary(self, num_parts: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many utterances the parts hold, and those that were skipped."""
         if self.complete:
-            return read_jsonl(self.folder / "skipped.jsonl")
-        there = sorted({*range(num_parts)} - {*self.missing(num_parts)})
-        return [record for k in there for record in self._record(k)["skipped"]]
+            skipped = read_jsonl(self.folder / "skipped.jsonl")
+            content = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
+            return int(content["num_utterances"]), skipped
+        records = [self._record(k) for k in range(num_parts)]
+        return (
+            sum(len(record["utterances"]) for record in records),
+            [one for record in records for one in record["skipped"]],
+        )
 
     def _record(self, number: int) -> dict[str, Any]:
         path = self._parts / f"{number:08d}.json"
@@ -260,17 +272,6 @@ class FeatureStoreWriter:
         shutil.rmtree(self.folder / "parts")
         (self.folder / "about.json").unlink()
         self.complete = True
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested dictionaries."""
-    out: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
-    return out
 
 
 def fingerprint_of(

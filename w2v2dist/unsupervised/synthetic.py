@@ -41,6 +41,7 @@ class Level:
     noise: float  # standard deviation beside that of the phones' codes, 1
     silences: bool  # <SIL> in speech and text
     anisotropic: bool = False  # and with auxiliary targets
+    variants: int = 1  # codes of a phone, of which each of its frames has one
     num_train: int = 2000
     num_valid: int = 200
     num_text: int = 4000
@@ -81,7 +82,8 @@ class Voice:
     def __init__(self, level: Level, num_phones: int, seed: int) -> None:
         self.level = level
         rng = keyed_rng(seed, "voice")
-        self._codes = rng.standard_normal((num_phones + 1, level.dim))
+        shape = (num_phones + 1, level.variants, level.dim)
+        self._codes = rng.standard_normal(shape)
         self._shape: NDArray[np.float64] = np.eye(level.dim)
         self._mean = np.zeros(level.dim)
         if level.anisotropic:  # few directions have most of the variance, as in a model's features
@@ -102,7 +104,10 @@ class Voice:
         said += [silence] * level.silences
         sizes = 1 + rng.choice(len(level.durations), len(said), p=level.durations)
         phones = np.repeat(said, sizes)
-        values = self._codes[phones] + level.noise * rng.standard_normal((len(phones), level.dim))
+        variants = np.repeat(rng.integers(level.variants, size=len(said)), sizes)
+        values = self._codes[phones, variants] + level.noise * rng.standard_normal(
+            (len(phones), level.dim)
+        )
         frames = (values @ self._shape + self._mean).astype(np.float32)
         if not level.anisotropic:
             return frames, None
