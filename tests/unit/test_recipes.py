@@ -473,8 +473,7 @@ def test_the_tiny_recipe_from_speech_to_its_table(
     assert run(*command) == 0
     recipe = read_recipe(Path("out"))
     assert set(names(recipe).values()) == {"done"}
-    table = Path("out/table/table.csv").read_text(encoding="utf-8")
-    made = list(csv.DictReader(table.splitlines()))
+    made = csv.DictReader(Path("out/table/table.csv").read_text(encoding="utf-8").splitlines())
     places = {(r["split"], r["decoder"]): r["num_seeds"] for r in made}
     decoders = ("greedy", "ngram", "transformer")
     assert places == dict.fromkeys(itertools.product(("dev_clean", "test_clean"), decoders), "2")
