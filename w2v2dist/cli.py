@@ -31,10 +31,10 @@ COMMANDS = {
     "unsupervised": {
         "unsupervised audio": ("unsupervised.audio", "features of recordings, for wav2vec-U"),
         "unsupervised text": ("unsupervised.text", "a text of phones, for training without labels"),
+        "unsupervised synthetic": ("unsupervised.synthetic", "made languages to try a training on"),
         "unsupervised select": ("unsupervised.select", "the best run of a sweep, without labels"),
         "unsupervised decode": ("unsupervised.decode", "phones that a trained generator reads"),
         "unsupervised label": ("unsupervised.label", "what was read as transcripts of shards"),
-        "unsupervised synthetic": ("unsupervised.synthetic", "made languages to try a training on"),
     },
     "use": {
         "transcribe": ("decode.transcribe", "text of recordings, by any fine-tuned model"),

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from launch import submit
 from tests.gan_data import write_features, write_gan_config, write_language, write_text
 from tests.training_parts import world as world  # a fixture
+from w2v2dist.cli import main
 from w2v2dist.config import ConfigError
 from w2v2dist.decode.scoring import errors
 from w2v2dist.runtime.distributed import World
@@ -277,3 +279,33 @@ def test_a_trained_generator_reads(data: dict[str, Any], world: World, tmp_path:
     write_features(tmp_path / "other", 2, 10, model="another")
     with pytest.raises(ConfigError, match=r"was trained on features with model made, but"):
         trained.read(FeatureStore(tmp_path / "other"))
+
+
+def test_what_other_commands_show(
+    data: dict[str, Any], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_gan_config(tmp_path, data)
+    run(config, world)
+    capsys.readouterr()
+    folder = str(tmp_path / "run")
+    assert main(["status", folder]) == 0
+    shown = capsys.readouterr().out
+    assert "trained on 48 utterances" in shown
+    assert "valid/weighted_lm_ppl" in shown
+    assert main(["report", folder, "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    for title in (
+        "score without labels",
+        "discriminator (nats a row)",
+        "phones in use",
+        "nats a ph",
+    ):
+        assert title in page
+    capsys.readouterr()
+    assert main(["batches", str(config), "--step", "3"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert len(json.loads(line)["keys"]) == len(json.loads(line)["lines"]) == 8
+    assert submit.main(["--dry-run", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "unsupervised, 6 steps of 8 utterances, one process" in shown
+    assert "--gpus-per-node=1" in shown

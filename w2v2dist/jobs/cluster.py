@@ -30,7 +30,7 @@ OURS = {
     "signal": "use signal_delay_s",
     "ntasks": "use tasks_per_node",
     "ntasks-per-node": "use tasks_per_node",
-    "array": "a run is one job",
+    "array": "a run is one job, and --sweep makes an array of several",
     "requeue": "the job requeues itself",
     "no-requeue": "the job requeues itself",
     "no-kill": "use no_kill",

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import sys
 from collections.abc import Callable
 
 from w2v2dist.jobs.cluster import ClusterConfig
@@ -39,7 +40,14 @@ def run(
             "sbatch is not on the PATH, so this is no Slurm login node: run here with --local, or "
             "print the cells and the sbatch script with --dry-run"
         )
-    print(*submit(sweep, array, args.at_once), sep="\n")
+    try:
+        said = submit(sweep, array, args.at_once)
+    except Exception as error:  # submitit wraps what sbatch said in an exception of its own
+        print(
+            f"submit.py: sbatch refused the array: {' '.join(str(error).split())}", file=sys.stderr
+        )
+        return 1
+    print(*said, sep="\n")
     return 0
 
 

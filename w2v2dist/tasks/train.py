@@ -112,11 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes it.
+    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes it. All
+    tasks train so, `unsupervised` (wav2vec-U) in one process.
 
     example:
       torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml \\
         data.train=demo/shards/unlabelled data.valid=demo/shards/valid
+      w2v2dist train configs/unsupervised/v2.yaml data.train=features/train data.text=phones
     """
     from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.training.lock import InUseError

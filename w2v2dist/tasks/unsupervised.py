@@ -16,6 +16,7 @@ from w2v2dist.training.task import Group, Reading, Record, Transcript, Update
 from w2v2dist.unsupervised.config import UnsupervisedConfig
 from w2v2dist.unsupervised.gan import DISCRIMINATOR, GENERATOR, Gan, GanBatch, read_batch
 from w2v2dist.unsupervised.gan_source import GanSource, Stores, open_stores
+from w2v2dist.unsupervised.phone_text import PAD
 from w2v2dist.unsupervised.selection import Scorer, phones_of
 
 SCORE = "weighted_lm_ppl"
@@ -96,7 +97,7 @@ class UnsupervisedTask:
         assert batch.text is not None
         rows = torch.tensor(batch.num_targets, device=sums["loss"].device)
         sums |= {"num_rows": rows, f"num_{turn}_rows": rows, "num_updates": torch.ones_like(rows)}
-        return sums | {"real_items": (batch.text != 1).sum()}
+        return sums | {"real_items": (batch.text != PAD).sum()}
 
     def _validation(self, batch: GanBatch) -> dict[str, Tensor]:
         assert self._scorer is not None
