@@ -19,6 +19,8 @@ COMMANDS = {
             "make a run folder of another library's model",
         ),
         "paper": ("reporting.paper", "list how a configuration deviates from the paper, and why"),
+    },
+    "lm": {
         "lm text": ("lm.text", "texts, vocabulary and lexicon for a language model"),
         "lm ngram": ("lm.ngram", "an n-gram of a text: Kneser-Ney, as KenLM estimates it"),
     },
@@ -46,7 +48,7 @@ COMMANDS = {
     },
 }
 # Groups that the overview has in one line: `w2v2dist unsupervised --help` lists their commands
-FAMILIES = {"unsupervised": "without labels"}
+FAMILIES = {"lm": "for language models", "unsupervised": "without labels"}
 EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
 
@@ -83,7 +85,8 @@ def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
         prog="w2v2dist",
         usage="w2v2dist COMMAND ...    (w2v2dist COMMAND --help: how, and an example)",
         description="\n".join(lines),
-        epilog="also: python shards/build.py (recordings to shards), python launch/submit.py",
+        epilog="python shards/build.py makes shards of recordings; python launch/submit.py\n"
+        "starts all ranks of a training, here or under Slurm: both have --help, too.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("--version", action="version", version=__version__)

@@ -19,7 +19,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "m", norm_first=True)
 
 
-@pytest.mark.parametrize("arguments", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(V1, marks=pytest.mark.slow, id="v1"), pytest.param(V2, id="v2")]
+)
 def test_any_number_of_processes_and_a_kill(
     model: Path, shards: Path, tmp_path: Path, arguments: list[str]
 ) -> None:

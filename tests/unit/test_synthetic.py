@@ -46,7 +46,7 @@ def test_speech_and_text_are_of_one_language(folders: dict[int, Path], number: i
         " ".join(text.symbols[i] for i in text.line(k) if i != text.silence)
         for k in range(len(text))
     }
-    assert len(lines & said) <= 2, "other sentences"
+    assert len(lines & said) < len(said) / 2, "other sentences, but a short one may be there, too"
     silent = [text.line(k)[[0, -1]].tolist() == [text.silence] * 2 for k in range(len(text))]
     assert all(silent) if LEVELS[number].silences else not any(silent)
     assert store.has_targets == LEVELS[number].anisotropic
@@ -79,7 +79,7 @@ def test_durations(number: int) -> None:
         phones += sum(map(len, sentence))
         assert (targets is None) or len(targets) == len(values)
     mean = sum(n * p for n, p in enumerate(level.durations, 1))
-    rests = 1.0 if not level.silences else 1.12  # and those of <SIL>
+    rests = 1.0 if not level.silences else 1.3  # and those of <SIL>
     assert frames / phones == pytest.approx(mean * rests, rel=0.05)
     assert mean == pytest.approx({2: 1.0, 3: 1.4, 4: 4.44}[number], abs=0.02)
 
@@ -118,7 +118,7 @@ def test_languages() -> None:
     markov = MarkovLanguage(3)
     lines = [markov.sentence(rng)[0] for _ in range(300)]
     assert len({tuple(line[:2]) for line in lines}) == len({line[-1] for line in lines}) == 1
-    assert all(20 <= len(line) <= 40 for line in lines)
+    assert all(8 <= len(line) <= 16 for line in lines)
     assert not any(a == b for line in lines for a, b in itertools.pairwise(line))
     after: dict[tuple[int, int], set[int]] = {}
     for line in lines:
@@ -128,8 +128,8 @@ def test_languages() -> None:
     assert len(english(0).phones) == 39
     assert english(0).phones == invented(0).phones
     words = [len(english(0).sentence(rng)) for _ in range(50)]
-    assert min(words) >= 6
-    assert max(words) <= 12
+    assert min(words) >= 2
+    assert max(words) <= 5
 
 
 @pytest.mark.parametrize("number", sorted(LEVELS))

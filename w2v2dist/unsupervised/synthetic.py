@@ -38,10 +38,9 @@ class Level:
     other: Callable[[int], Language]  # whose text must not explain the speech
     dim: int
     durations: tuple[float, ...]  # how likely 1, 2, … frames of a phone are
-    noise: float  # standard deviation beside that of the phones' codes, 1
     silences: bool  # <SIL> in speech and text
+    noise: float = 0.2  # in every channel; the phones' codes have the length 1
     anisotropic: bool = False  # and with auxiliary targets
-    variants: int = 1  # codes of a phone, of which each of its frames has one
     num_train: int = 2000
     num_valid: int = 200
     num_text: int = 4000
@@ -53,15 +52,13 @@ LEVELS = {
         other=lambda seed: MarkovLanguage(seed + 1_000_000),
         dim=16,
         durations=(1.0,),
-        noise=0.2,
         silences=False,
     ),
     3: Level(
         language=english,
         other=invented,
-        dim=32,
+        dim=64,
         durations=(0.65, 0.3, 0.05),
-        noise=0.3,
         silences=True,
     ),
     4: Level(
@@ -69,7 +66,6 @@ LEVELS = {
         other=invented,
         dim=64,
         durations=(0.0, 0.0, 0.3, 0.3, 0.2, 0.1, 0.06, 0.04),
-        noise=0.3,
         silences=True,
         anisotropic=True,
     ),
@@ -82,8 +78,8 @@ class Voice:
     def __init__(self, level: Level, num_phones: int, seed: int) -> None:
         self.level = level
         rng = keyed_rng(seed, "voice")
-        shape = (num_phones + 1, level.variants, level.dim)
-        self._codes = rng.standard_normal(shape)
+        # Of length 1 and at right angles, so that noise of 0.2 hides few of them
+        self._codes = np.linalg.qr(rng.standard_normal((level.dim, level.dim)))[0][: num_phones + 1]
         self._shape: NDArray[np.float64] = np.eye(level.dim)
         self._mean = np.zeros(level.dim)
         if level.anisotropic:  # few directions have most of the variance, as in a model's features
@@ -104,10 +100,7 @@ class Voice:
         said += [silence] * level.silences
         sizes = 1 + rng.choice(len(level.durations), len(said), p=level.durations)
         phones = np.repeat(said, sizes)
-        variants = np.repeat(rng.integers(level.variants, size=len(said)), sizes)
-        values = self._codes[phones, variants] + level.noise * rng.standard_normal(
-            (len(phones), level.dim)
-        )
+        values = self._codes[phones] + level.noise * rng.standard_normal((len(phones), level.dim))
         frames = (values @ self._shape + self._mean).astype(np.float32)
         if not level.anisotropic:
             return frames, None

@@ -15,9 +15,9 @@ Rng = np.random.Generator
 Sentence = list[list[int]]  # words of phones (numbers from 0)
 WORDS = Path(__file__).with_name("words.txt")
 FREE_PHONES = 10  # of a language without words
-SKEW = 0.45  # each successor is so much as likely as the one before it
+SKEW = 0.35  # each successor is so much as likely as the one before it
 NUM_SUCCESSORS = (2, 5)  # from, below
-WORDS_A_SENTENCE = (6, 13)
+WORDS_A_SENTENCE = (2, 6)
 
 
 class Language(Protocol):
@@ -54,18 +54,15 @@ class MarkovLanguage:
         rng = keyed_rng(seed, "markov language")
         everything = range(FREE_PHONES)
         self._after: dict[tuple[int, int], _Successors] = {}
-        # Skewed as a whole, too: no two phones are alike in how often they come
-        likely = 1 / np.arange(2, FREE_PHONES + 2)
         for a in everything:
             for b in everything:
                 others = [c for c in everything if c != b]  # a phone twice would be joined to one
-                p = likely[others] / likely[others].sum()
                 count = int(rng.integers(*NUM_SUCCESSORS))
-                self._after[a, b] = _Successors.of(rng.choice(others, count, replace=False, p=p))
+                self._after[a, b] = _Successors.of(rng.choice(others, count, replace=False))
         first, second, last = rng.permutation(FREE_PHONES)[:3].tolist()
         self._start, self._end = (first, second), last
 
-    def sentence(self, rng: Rng, least: int = 20, most: int = 40) -> Sentence:
+    def sentence(self, rng: Rng, least: int = 8, most: int = 16) -> Sentence:
         """Of `least` to `most` phones."""
         size = int(rng.integers(least, most))
         line = [*self._start]
@@ -95,7 +92,7 @@ class WordLanguage:
         ]
 
     def sentence(self, rng: Rng) -> Sentence:
-        """Of 6 to 12 words."""
+        """Of 2 to 5 words."""
         word = self._start.draw(rng)
         words = [word]
         for _ in range(int(rng.integers(*WORDS_A_SENTENCE)) - 1):
