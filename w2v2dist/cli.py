@@ -85,8 +85,7 @@ def parse(argv: list[str]) -> tuple[ModuleType, argparse.Namespace]:
         prog="w2v2dist",
         usage="w2v2dist COMMAND ...    (w2v2dist COMMAND --help: how, and an example)",
         description="\n".join(lines),
-        epilog="python shards/build.py makes shards of recordings; python launch/submit.py\n"
-        "starts all ranks of a training, here or under Slurm: both have --help, too.",
+        epilog="and: python shards/build.py (recordings to shards), launch/submit.py (jobs)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("--version", action="version", version=__version__)
