@@ -27,6 +27,9 @@ EPILOG = """examples:
   python launch/submit.py --recipe configs/recipes/lv60k.yaml --dry-run
   python launch/submit.py --recipe configs/recipes/tiny.yaml --local
   python launch/submit.py --recipe configs/recipes/librispeech_base.yaml corpora.librispeech=DIR
+  # a run for each cell of a grid, as one array job; here, two at a time
+  python launch/submit.py --sweep configs/unsupervised/sweep_v1.yaml data.train=DIR data.text=DIR
+  python launch/submit.py --local --at-once 2 --sweep configs/unsupervised/sweep_v1.yaml
   # which settings are fastest on this machine's GPUs: some minutes of measuring
   python launch/submit.py --autotune configs/large_lv60k.yaml
 
@@ -94,6 +97,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="here (default: one per GPU; CPU: 2, --autotune 1)",
     )
+    add("--sweep", action="store_true", help="CONFIG is a sweep: a run for each cell of its grid")
+    add("--at-once", type=int, metavar="N", help="cells of a sweep (default: here 1, Slurm's all)")
     add("--autotune-minutes", type=float, default=10.0, metavar="M", help="limit (default: 10)")
     add("--output", type=Path, metavar="FILE", help="of --autotune (default: RUN/autotune.yaml)")
     where = parser.add_mutually_exclusive_group()
@@ -106,11 +111,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from w2v2dist.jobs.cluster import TrainJob, make_executor, minutes_of
+    from w2v2dist.jobs.cluster import TrainJob, make_executor, minutes_of, of_one_process
     from w2v2dist.recipes.recipe import is_recipe
     from w2v2dist.runtime.distributed import VirtualRanks
     from w2v2dist.tasks.train import read_config  # late: --help need not wait for torch
 
+    if args.sweep:
+        return _sweep(args)
     if args.recipe is not None or is_recipe(Path(args.config)):
         from w2v2dist.jobs import recipe_command
 
@@ -123,6 +130,8 @@ def _run(args: argparse.Namespace) -> int:
         return _run_local(args, config, run_dir)
     low, high = parse_nodes(args.nodes)
     cluster = read_cluster(args)
+    if config.data.virtual_world_size == 1:
+        cluster = of_one_process(cluster)
     VirtualRanks(config.data.virtual_world_size).check(high * cluster.num_tasks_per_node)
     nodes = str(low) if low == high else f"{low}-{high}"
     executor = make_executor(cluster, run_dir, nodes, minutes_of(cluster.time))
@@ -189,6 +198,11 @@ def snapshot(config: Any, run_dir: Path) -> Path:
 def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
     from w2v2dist.jobs.plan import make_plan
 
+    if config.task == "unsupervised":
+        steps, rows = config.loop.max_steps, config.data.batch_size
+        print(f"run             {config.run_dir}")
+        print(f"task            unsupervised, {steps:,} steps of {rows} utterances, one process")
+        return
     device = cluster.device()
     plan = make_plan(config, high, cluster.num_tasks_per_node, device)
     print(f"run             {config.run_dir}", *plan.lines(), sep="\n")
@@ -206,11 +220,23 @@ def _run_local(args: argparse.Namespace, config: Any, run_dir: Path) -> int:
     from w2v2dist.jobs.local import run_local
     from w2v2dist.runtime.distributed import VirtualRanks
 
-    num_processes = args.processes if args.processes is not None else torch.cuda.device_count() or 2
+    num_processes = args.processes
+    if num_processes is None:
+        num_processes = min(torch.cuda.device_count() or 2, config.data.virtual_world_size)
     if num_processes < 1:
         raise ValueError(f"--processes is {num_processes} but must be at least 1")
     VirtualRanks(config.data.virtual_world_size).check(num_processes)
     return run_local([str(snapshot(config, run_dir))], run_dir / "logs", num_processes)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from w2v2dist.jobs import sweep_command
+    from w2v2dist.jobs.cluster import minutes_of
+
+    if args.autotune:
+        raise ValueError("--sweep and --autotune cannot be given together: tune one CONFIG first")
+    cluster = None if args.local else read_cluster(args)
+    return sweep_command.run(args, cluster, parse_nodes(args.nodes), minutes_of)
 
 
 def _autotune(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def probe(labelled: tuple[Path, Path], **more: Any) -> dict[str, Any]:
-    return {"every": 4, "data": str(labelled[0]), "valid": str(labelled[1]), "steps": 60, **more}
+    return {"every": 4, "data": str(labelled[0]), "valid": str(labelled[1]), "steps": 20, **more}
 
 
 def probed(run: Path) -> dict[int, dict[str, float]]:

@@ -37,6 +37,11 @@ FRACTIONS = (
     *("fairseq_static_overlap", "fairseq_normal_other3", "fairseq_no_overlap_minspace0"),
     *("fairseq_static_batch8_same_masks", "hf_static_batch8", "fairseq_static_pad500_batch2"),
 )
+W2VU_TENSORS = (
+    *("initial.", "batch.", "out.", "after_forward.", "grad_d.", "grad_g.", "eval."),
+    *("train.norms", "train.final.", "strong."),
+)
+W2VU_UPDATES = 20
 KEPT: dict[str, tuple[str, ...]] = {
     **{f"{run}.safetensors": RUN_TENSORS for run in RUNS},
     **{
@@ -46,6 +51,12 @@ KEPT: dict[str, tuple[str, ...]] = {
     "mask_draws.safetensors": ("pad_ragged_ep",),
     "mask_fractions.safetensors": FRACTIONS,
     "transformer_lm.safetensors": ("",),
+    **{
+        f"w2vu_{v}.safetensors": W2VU_TENSORS
+        + tuple(f"train.{u:02d}." for u in range(W2VU_UPDATES))
+        for v in ("v1", "v2")
+    },
+    "w2vu_selection.safetensors": ("",),
 }
 TEXTS = ("init_stats.json", "mask_stats.json")
 NOT_COMPARED = {"transformer_features_unmasked", "fairseq_static_overlap_T781"}

@@ -128,6 +128,7 @@ def test_the_random_batch_is_full_and_usable(task: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([str(ROOT / "configs/lm/tiny.yaml")], "--autotune measures trainings on audio"),
+        ([str(ROOT / "configs/unsupervised/v1.yaml")], "task is unsupervised, but --autotune"),
         ([BASE, "--autotune-minutes", "0"], "--autotune-minutes is 0"),
         ([BASE, "--autotune-minutes", "nan"], "--autotune-minutes is nan but must be above 0"),
         ([BASE, "--autotune-minutes", "inf"], "--autotune-minutes is inf but must be above 0"),

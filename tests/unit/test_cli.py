@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from w2v2dist import __version__
-from w2v2dist.cli import COMMANDS, EXIT_BROKEN_PIPE, MODULES, main, parse
+from w2v2dist.cli import COMMANDS, EXIT_BROKEN_PIPE, FAMILIES, MODULES, main, parse
 from w2v2dist.config import ConfigError
 from w2v2dist.tasks.train import read_config
 
@@ -34,9 +34,30 @@ def test_overview_fits_on_a_screen(
     assert len(lines) < 24  # one is left for the prompt
     assert max(map(len, lines)) <= 80
     words = [line.split() for line in lines]
+    for family, summary in FAMILIES.items():
+        names = ", ".join(name.split()[1] for name in COMMANDS[family])
+        assert [family, *f"{names}: {summary}".split()] in words
     for group, commands in COMMANDS.items():
+        if group in FAMILIES:
+            continue
         for number, (name, (_, summary)) in enumerate(commands.items()):
             assert [*[group] * (number == 0), *name.split(), *summary.split()] in words
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_lists_its_commands(
+    family: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = printed([family, "--help"], capsys).splitlines()
+    assert max(map(len, lines)) <= 80
+    words = [line.split() for line in lines]
+    for name, (_, summary) in COMMANDS[family].items():
+        short = name.removeprefix(f"{family} ")
+        first = name == next(iter(COMMANDS[family]))
+        assert [*[family] * first, short, *summary.split()] in words
+    for argv in ([family], [family, "nothing"]):
+        assert "invalid choice" in printed(argv, capsys, 2)
 
 
 def test_overview_and_version_import_nothing_heavy() -> None:

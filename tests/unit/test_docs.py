@@ -22,11 +22,13 @@ from shards import build, verify
 from w2v2dist.cli import MODULES, parse
 from w2v2dist.config import from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.jobs.sweep import read_sweep
 from w2v2dist.recipes.recipe import is_recipe, read_recipe
 from w2v2dist.tasks.finetune import FinetuneConfig
 from w2v2dist.tasks.language_model import LanguageModelingConfig
 from w2v2dist.tasks.pretrain import PretrainConfig
 from w2v2dist.tasks.train import read_config
+from w2v2dist.unsupervised.config import UnsupervisedConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,7 +91,8 @@ def check(words: list[str]) -> None:
             check_w2v2dist(["train", *words[at + 1 :]])
         case ["python", "launch/submit.py", *arguments]:
             args = submit.parse_args(arguments)
-            read = read_recipe if is_recipe(Path(args.config)) else read_config
+            read = read_sweep if args.sweep else read_config
+            read = read_recipe if is_recipe(Path(args.config)) else read
             read(args.config, args.overrides)
             if args.cluster:
                 from_dict(ClusterConfig, read_yaml(args.cluster))
@@ -213,20 +216,24 @@ def test_commands_page_has_every_command() -> None:
     assert named == list(MODULES)
 
 
+KINDS: dict[str, list[Any]] = {
+    "speech": [PretrainConfig(run_dir=""), FinetuneConfig(run_dir="")],
+    "texts": [LanguageModelingConfig(run_dir="")],
+    "unlabelled": [UnsupervisedConfig(run_dir="")],
+}
+
+
 def facts() -> dict[str, tuple[str, bool]]:
     """Dotted key -> its default as it is shown, and whether it may change when a run is resumed."""
-    speech, texts = facts_of("speech"), facts_of("texts")
-    assert all(speech[key][1] == texts[key][1] for key in speech.keys() & texts.keys())
-    return texts | speech
+    speech, *others = (facts_of(kind) for kind in KINDS)
+    for other in others:
+        assert all(speech[key][1] == other[key][1] for key in speech.keys() & other.keys())
+    return {**others[1], **others[0], **speech}
 
 
 def facts_of(kind: str) -> dict[str, tuple[str, bool]]:
-    """The same of the trainings on speech, or on texts."""
-    configs: dict[str, list[Any]] = {
-        "speech": [PretrainConfig(run_dir=""), FinetuneConfig(run_dir="")],
-        "texts": [LanguageModelingConfig(run_dir="")],
-    }
-    return {key: fact for config in configs[kind] for key, fact in _facts(config, "", False)}
+    """The same of the trainings on speech, on texts, or on both without labels."""
+    return {key: fact for config in KINDS[kind] for key, fact in _facts(config, "", False)}
 
 
 def _facts(config: Any, prefix: str, may: bool) -> Iterator[tuple[str, tuple[str, bool]]]:
@@ -242,10 +249,12 @@ def _facts(config: Any, prefix: str, may: bool) -> Iterator[tuple[str, tuple[str
 
 def test_tables_of_keys_are_the_dataclasses() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    speech, texts = text.split("## A language model\n")
-    expected = {speech: facts_of("speech"), texts: facts_of("texts")}
+    speech, texts, unlabelled = re.split("## (?:A language model|Without labels)\n", text)
+    common = facts_of("speech")
+    expected = {speech: common}
     # What all trainings have stands with those on speech
-    expected[texts] = {k: v for k, v in expected[texts].items() if expected[speech].get(k) != v}
+    for part, kind in ((texts, "texts"), (unlabelled, "unlabelled")):
+        expected[part] = {k: v for k, v in facts_of(kind).items() if common.get(k) != v}
     for part, known in expected.items():
         rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.*) \| (yes)? ?\|$", part, re.M)
         documented = {key: (default, bool(may)) for key, default, _, may in rows}

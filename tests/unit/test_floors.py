@@ -16,6 +16,7 @@ config runtime model
 data checkpoint
 interop training lm
 decode
+unsupervised
 tasks
 recipes
 reporting jobs
@@ -27,6 +28,7 @@ TRAINING = """
 compiled
 schedules lock attempts exchange fragments
 engine
+plain_engine
 run_folder
 engine_state rollbacks task
 checkpointer metrics bad_samples

@@ -218,3 +218,28 @@ def test_num_frames(num_samples: int) -> None:
     theirs = pair(layer_norm=False)[0].wav2vec2
     expected = int(theirs._get_feat_extract_output_lengths(torch.tensor(num_samples)))
     assert Wav2Vec2Config().num_frames(num_samples) == expected
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_the_output_of_a_block(layer_norm: bool) -> None:
+    """Their hidden_states[n], after block n, without the norm behind the last one."""
+    theirs, ours = pair(layer_norm)
+    waveforms = batch()[0]
+    with torch.no_grad():
+        states = theirs(waveforms, output_hidden_states=True).hidden_states
+        found = [ours.encoder(waveforms, block=n).features for n in (1, 2, 3)]
+        whole = ours.encoder(waveforms).features
+    for features, state in zip(found, states[1:], strict=True):
+        torch.testing.assert_close(features, state, rtol=1e-5, atol=1e-5)
+    norm = ours.encoder.context_network.norm if layer_norm else torch.nn.Identity()
+    assert torch.equal(norm(found[2]), whole)
+    for n in (0, 4, -1):
+        with pytest.raises(ValueError, match=f"block is {n} but the model has the blocks 1 to 3"):
+            ours.encoder(waveforms, block=n)
+
+
+def test_a_block_does_not_wait_for_those_after_it() -> None:
+    _, ours = pair(True)
+    for layer in ours.encoder.context_network.layers[1:]:
+        layer.forward = None  # type: ignore[assignment]
+    assert ours.encoder(batch()[0], block=1).features.shape == (2, 37, 48)

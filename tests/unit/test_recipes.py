@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -14,10 +16,13 @@ import pytest
 import yaml
 
 from launch.submit import main
+from tests.speech import write_librispeech
+from w2v2dist.cli import main as main_status
 from w2v2dist.config import ConfigError
 from w2v2dist.jobs.recipe_jobs import batches, dependency
+from w2v2dist.jobs.recipe_stage import make
 from w2v2dist.recipes.expand import canonical, expanded, filled, words
-from w2v2dist.recipes.prepare import prepare
+from w2v2dist.recipes.prepare import hand_out, prepare
 from w2v2dist.recipes.prints import corpus_print
 from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
 from w2v2dist.recipes.state import State, states
@@ -335,11 +340,14 @@ def test_a_failure_takes_what_depends_on_it_and_nothing_else(
     assert "logs/broken.log" in shown["broken"][1]
     assert shown["after"] == ("blocked", "needs broken, which is failed")
 
+    assert main_status(["status", str(recipe.folder)]) == 1
+    assert f"goes on: python launch/submit.py --local --recipe {path}" in capsys.readouterr().out
     bad["broken"] = {"run": "w2v2dist lm ngram @text/text.txt --order 2 --output {out}/lm.arpa"}
     assert run("--recipe", write(stages=bad)) == 0
     assert capsys.readouterr().out.count("done before") == 3
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_nothing_under_a_final_name_and_the_command_goes_on(write: Write) -> None:
     words_ = ["ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT"] * 60_000  # seconds of reading
     Path("texts.txt").write_text("\n".join(words_))
@@ -378,6 +386,8 @@ def test_corpora_that_are_not_there_are_named_together_before_anything_is_done(
     said = capsys.readouterr().err
     assert "corpora.texts is nowhere.txt, which is not there, but text reads it" in said
     assert "corpora.more is null, which is not there, but other reads it" in said
+    assert run("--recipe", write(), "given.text=/nowhere/text", "given.again=org/name") == 2
+    assert "given.text is /nowhere/text, which is not there" in capsys.readouterr().err
     assert not Path("runs/recipes/chain/text").exists()
     assert not Path("runs/recipes/chain/recipe.json").exists()
 
@@ -448,6 +458,27 @@ def test_dry_run_needs_no_corpora_and_touches_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_the_tiny_recipe_from_speech_to_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    speech = write_librispeech(tmp_path / "speech", {str(100 + k): 12 for k in range(6)}, 4)
+    model = {"conv_channels": 16, "num_layers": 1, "embed_dim": 32, "ffn_dim": 64, "num_heads": 2}
+    model |= {"pos_conv_kernel": 16, "pos_conv_groups": 4, "final_dim": 16}
+    trainings = ("pretrain", "finetune")
+    small = [f"stages.{g}.set.model.{k}={v}" for g in trainings for k, v in model.items()]
+    small += ["let.pretrain_steps=10", "let.finetune_steps=10", "let.lm_steps=10", "folder=out"]
+    command = ["--recipe", ROOT / "configs/recipes/tiny.yaml", f"corpora.speech={speech}", *small]
+    assert run(*command) == 0
+    recipe = read_recipe(Path("out"))
+    assert set(names(recipe).values()) == {"done"}
+    made = csv.DictReader(Path("out/table/table.csv").read_text(encoding="utf-8").splitlines())
+    places = {(r["split"], r["decoder"]): r["num_seeds"] for r in made}
+    decoders = ("greedy", "ngram", "transformer")
+    assert places == dict.fromkeys(itertools.product(("dev_clean", "test_clean"), decoders), "2")
+
+
 # As jobs
 
 
@@ -493,6 +524,20 @@ def test_an_array_waits_for_what_its_last_needs(write: Write) -> None:
     found = dict.fromkeys(recipe.stages, State(name="waiting"))
     made = [[s.name for s in batch] for batch in batches(recipe, found)]
     assert made == [["x"], ["y"], ["a", "b"]]
+
+
+def test_a_job_whose_needs_are_not_done_makes_nothing(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = read_recipe(write())
+    assert make(hand_out(recipe, recipe.stages["again"])) == 1
+    assert "text is not done as again needs it" in capsys.readouterr().out
+    assert not list(recipe.folder.glob("again*"))
+    assert names(recipe)["again"] == "waiting"  # with text: it did not fail by itself
+    end = recipe.folder / "jobs/text.end.json"
+    end.write_text(json.dumps({"fingerprint": recipe.stages["text"].fingerprint, "why": "x"}))
+    assert names(recipe)["text"] == "failed"
+    assert states(recipe)["again"].name == "blocked"
 
 
 def test_options_of_one_training_are_refused(write: Write) -> None:

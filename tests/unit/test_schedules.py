@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2v2dist.model.config import TemperatureConfig, temperature
-from w2v2dist.training.schedules import LoopConfig, ScheduleConfig, learning_rate
+from w2v2dist.training.schedules import LoopConfig, ScheduleConfig, learning_rate, warmup_steps
 
 
 @settings(deadline=None)
@@ -109,3 +109,9 @@ def test_the_watchdog_speaks_before_a_time_out() -> None:
     assert LoopConfig(timeout_s=3600).stall_s == 1800
     assert LoopConfig(timeout_s=1).stall_s == 1
     assert LoopConfig(stall_timeout_s=0).stall_s == 0
+
+
+def test_constant_is_constant() -> None:
+    config = ScheduleConfig(name="constant", peak_lr=4e-4)
+    assert {learning_rate(config, step, 100) for step in (1, 50, 100)} == {4e-4}
+    assert warmup_steps(config, 100) == 0

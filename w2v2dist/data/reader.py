@@ -68,6 +68,10 @@ class ShardReader:
         check_signal(wave)
         return wave
 
+    def flac(self, i: int) -> bytes:
+        """The file of utterance `i` as it is in the shard. Raises ReadError."""
+        return self._read(i, int(self.index.offset[i]), int(self.index.size[i]))
+
     def labels(self, i: int) -> dict[str, Any]:
         """The utterance's JSON member ({} where it has none). Raises BadSample."""
         size = int(self.index.label_size[i])

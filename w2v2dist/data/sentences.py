@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import rich.progress
@@ -179,8 +179,10 @@ def encode_texts(paths: Sequence[Path], vocabulary: Vocabulary, folder: Path, te
 def _write_columns(paths: Sequence[Path], vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
     """The columns of the sentences, and what meta.json says of them."""
     kind = "<u2" if len(vocabulary) <= 1 << 16 else "<u4"
-    ids, ends, sizes = (_Growing(folder / f"{name}.npy", of) for name, of in
-                        (("ids", kind), ("ends", "<u8"), ("num_samples", "<u4")))  # fmt: skip
+    kinds = {"ids": kind, "ends": "<u8", "num_samples": "<u4"}
+    ids, ends, sizes = (
+        GrowingColumn((folder / f"{name}.npy").open("w+b"), of) for name, of in kinds.items()
+    )
     files, num_unknown = [], 0
     for path in paths:
         files.append([path.name, len(sizes)])
@@ -203,11 +205,11 @@ def _write_columns(paths: Sequence[Path], vocabulary: Vocabulary, folder: Path) 
     return {"files": files, "num_words": len(ids), "num_unknown": num_unknown}
 
 
-class _Growing:
+class GrowingColumn:
     """A .npy file of one dimension that is written without knowing its length."""
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._file, self._kind = path.open("w+b"), kind
+    def __init__(self, file: BinaryIO, kind: str) -> None:
+        self._file, self._kind = file, kind
         self._waiting = array.array("q")
         self._written = 0
         self._header()
@@ -216,19 +218,27 @@ class _Growing:
         return self._written + len(self._waiting)
 
     def append(self, value: int) -> None:
+        """One value more."""
         self._waiting.append(value)
         if len(self._waiting) >= BUFFER:
             self._flush()
 
-    def extend(self, values: list[int]) -> None:
+    def extend(self, values: Iterable[int]) -> None:
+        """Values more."""
         self._waiting.extend(values)
         if len(self._waiting) >= BUFFER:
             self._flush()
 
-    def close(self) -> None:
+    def finish(self) -> None:
+        """The file is whole, and still open."""
         self._flush()
         self._file.seek(0)
         self._header()  # numpy leaves room in it for the length to grow
+
+    def close(self) -> None:
+        """The file is whole, durable and closed."""
+        self.finish()
+        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 

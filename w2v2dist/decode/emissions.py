@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -153,7 +153,11 @@ def kept_emissions(
 def fingerprint(opened: OpenedModel) -> str:
     """Tells what a model makes of audio from what others make of it."""
     module, alphabet, normalized = opened.recogniser()
-    said = [to_dict(module.config), alphabet.to_dict(), normalized]
+    return digest_of([to_dict(module.config), alphabet.to_dict(), normalized], module)
+
+
+def digest_of(said: list[Any], module: torch.nn.Module) -> str:
+    """Tells a module's weights, and what is said of it, from all others."""
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -174,7 +178,7 @@ def _compute(
     config = dataclasses.replace(config, normalize=False)  # chunks are normalised where heard
     own = range(world.rank, len(index), world.size)
     dataset = MicroBatches(index, config, LabelledCollate(alphabet), with_labels=True)
-    batches = iterate(dataset, _alone(index, own), num_workers=config.num_workers, prefetch=4)
+    batches = iterate(dataset, alone(index, own), num_workers=config.num_workers, prefetch=4)
     listed: Listed = []
     skipped: Records = []
     path = part / f"part-{world.rank:05d}"
@@ -207,7 +211,7 @@ def _write(file: BinaryIO, frames: list[Emission]) -> None:
         file.write(np.maximum(less, np.finfo(np.float16).min).astype(np.float16).tobytes())
 
 
-def _alone(index: ShardIndex, rows: range) -> Iterator[MicroBatch]:
+def alone(index: ShardIndex, rows: Iterable[int]) -> Iterator[MicroBatch]:
     """A micro-batch of each utterance; its slot is its place in the index."""
     for i in rows:
         one = np.array([i]), np.zeros(1, np.int64), index.num_samples[[i]].astype(np.int64)

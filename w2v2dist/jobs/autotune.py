@@ -95,9 +95,9 @@ class _Search:
     def __init__(self, tuning: Tuning) -> None:
         self.tuning = tuning
         self.config = self._read(())
-        if self.config.task == "language_model":
+        if self.config.task in ("language_model", "unsupervised"):
             raise ConfigError(
-                "task is language_model, but --autotune measures trainings on audio: try "
+                f"task is {self.config.task}, but --autotune measures trainings on audio: try "
                 "engine.compile, engine.zero_stage and model.activation_checkpointing in runs of "
                 "some steps each"
             )

@@ -1,6 +1,7 @@
 """A training as a submitit job: on a signal it saves and requeues itself; it resumes from disk."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -30,7 +31,7 @@ OURS = {
     "signal": "use signal_delay_s",
     "ntasks": "use tasks_per_node",
     "ntasks-per-node": "use tasks_per_node",
-    "array": "a run is one job",
+    "array": "a run is one job, and --sweep makes an array of several",
     "requeue": "the job requeues itself",
     "no-requeue": "the job requeues itself",
     "no-kill": "use no_kill",
@@ -104,6 +105,16 @@ class ClusterConfig:
     def num_tasks_per_node(self) -> int:
         """Processes on every node."""
         return max(1, self.gpus_per_node) if self.tasks_per_node is None else self.tasks_per_node
+
+
+def of_one_process(cluster: ClusterConfig) -> ClusterConfig:
+    """The profile for a run of one process: one GPU where nodes have any, and a node that others
+    use, too. Memory is then the cluster's default, unless the profile says an amount."""
+    mem = None if cluster.mem == "0" else cluster.mem
+    gpus = min(1, cluster.gpus_per_node)
+    return dataclasses.replace(
+        cluster, gpus_per_node=gpus, tasks_per_node=1, exclusive=False, mem=mem
+    )
 
 
 @dataclass(frozen=True)  # no slots: submitit's Checkpointable is a plain class

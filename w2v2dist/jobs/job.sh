@@ -3,13 +3,16 @@
 # Nodes that failed max_node_failures times are left out. Set before: run (the run's folder), min_nodes, max_failures,
 # max_node_failures, signal_delay_s, no_kill (true or false).
 set +eu # a failure is what the following is about
+# A task of an array may have the number of the whole array, which commands take for all of its tasks
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+export job=${job:-$SLURM_JOB_ID}
 
 count() { grep -c . <<<"$1"; }
 without() { grep -vxFe "$2" <<<"$1"; } # the lines of $1 that are not in $2
-shown() { scontrol show job --oneliner "$SLURM_JOB_ID" | grep -o " $1=[^ ]*" | cut -d= -f2; }
+shown() { scontrol show job --oneliner "$job" | grep -o " $1=[^ ]*" | cut -d= -f2; }
 allocated() {
   local now
-  now=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N) # empty where the controller does not answer
+  now=$(squeue --noheader --jobs="$job" --format=%N) # empty where the controller does not answer
   scontrol show hostnames "${now:-$SLURM_JOB_NODELIST}"
 }
 
@@ -24,12 +27,12 @@ answering() { # the allocated nodes that answer within 30 s, in Slurm's order
 }
 
 event() { # NAME FIELDS, as JSON
-  printf '{"event": "%s", "time": %s, "job": "%s", %s}\n' "$1" "$(date +%s.%3N)" "$SLURM_JOB_ID" "$2" >>"$run/events.jsonl"
+  printf '{"event": "%s", "time": %s, "job": "%s", %s}\n' "$1" "$(date +%s.%3N)" "$job" "$2" >>"$run/events.jsonl"
 }
 
 bad_nodes() { # none where the partition would have fewer than min_nodes left
   local nodes up
-  nodes=$(sed -n "s/.*\"failed\".*\"job\": \"$SLURM_JOB_ID\".*\"nodes\": \"\(.*\)\".*/\1/p" "$run/events.jsonl")
+  nodes=$(sed -n "s/.*\"failed\".*\"job\": \"$job\".*\"nodes\": \"\(.*\)\".*/\1/p" "$run/events.jsonl")
   nodes=$(tr , '\n' <<<"$nodes" | sort | uniq -c | awk -v max="$max_node_failures" '$1 >= max && $2 != "unknown" {print $2}')
   up=$(sinfo --noheader --Node --responding --partition="$SLURM_JOB_PARTITION" --states=idle,alloc,mix,comp --format=%N | sort -u)
   [ "$(count "$(without "$up" "$nodes")")" -lt "$min_nodes" ] || echo "$nodes"
@@ -41,7 +44,7 @@ exclude() { # from the next allocation: Slurm takes it as soon as the job is req
   [ -n "$nodes" ] || return
   old=$(shown ExcNodeList)
   echo "nodes that failed $max_node_failures times are excluded: $nodes"
-  scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$([ "$old" = "(null)" ] || echo "$old,")$nodes"
+  scontrol update JobId="$job" ExcNodeList="$([ "$old" = "(null)" ] || echo "$old,")$nodes"
 }
 
 watch_first_node() { # with --no-kill, Slurm lets a job go on whose first node died, and this script with it
@@ -50,8 +53,8 @@ watch_first_node() { # with --no-kill, Slurm lets a job go on whose first node d
   [ -z "$watch" ] || kill "$watch" 2>/dev/null
   [ "$no_kill" = true ] && [ -n "$second" ] || return 0
   (exec srun --overlap --nodes=1 --ntasks=1 --mem=0 --nodelist="$second" bash -c 'while sleep 20; do
-      nodes=$(scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)")
-      [ -z "$nodes" ] || grep -qx "$0" <<<"$nodes" || scontrol requeue "$SLURM_JOB_ID"
+      nodes=$(scontrol show hostnames "$(squeue --noheader --jobs="$job" --format=%N)")
+      [ -z "$nodes" ] || grep -qx "$0" <<<"$nodes" || scontrol requeue "$job"
     done' "$SLURMD_NODENAME" >/dev/null 2>&1) &
   watch=$!
 }
@@ -65,7 +68,7 @@ seconds_left() { # until the time limit
 srun() {
   local attempt=0 watch="" rc=1 nodes alive before told said state failed checkpoint failures log
   unset SLURM_NTASKS SLURM_NPROCS # of the whole allocation
-  mkdir -p "$run/logs" && touch "$run/events.jsonl" && rm -f "$run/logs/$SLURM_JOB_ID.error"
+  mkdir -p "$run/logs" && touch "$run/events.jsonl" && rm -f "$run/logs/$job.error"
   log=$(shown StdErr) # where Slurm's srun says which task failed
   trap : TERM # Slurm ends the job: time enough, until KILL, to say why
   nodes=$(without "$(allocated)" "$(bad_nodes)")
@@ -80,7 +83,7 @@ srun() {
     before=$(stat --format=%s "$log") told=$(stat --format=%s "$run/events.jsonl")
     command srun --nodes="$(count "$nodes")" --nodelist="$(paste -sd, <<<"$nodes")" "$@"
     rc=$?
-    if [ "$rc" -eq 0 ] || [ "$rc" -eq 2 ] || [ -e "$run/logs/$SLURM_JOB_ID.error" ]; then return "$rc"; fi # 2: a mistake
+    if [ "$rc" -eq 0 ] || [ "$rc" -eq 2 ] || [ -e "$run/logs/$job.error" ]; then return "$rc"; fi # 2: a mistake
     said=$(tail --bytes="+$((before + 1))" "$log" | grep -a '^srun: error: ')
     for _ in {1..30}; do # while the controller does not answer
       state=$(shown JobState)
@@ -106,7 +109,7 @@ srun() {
     if [ "$state" != RUNNING ]; then exclude; return "$rc"; fi
     # Since the last checkpoint, whose name may come back after a rollback
     failures=$(tac "$run/events.jsonl" | sed '/"event": "\(saved\|rollback\)"/q' |
-      grep -c "\"failed\".*\"job\": \"$SLURM_JOB_ID\", $checkpoint")
+      grep -c "\"failed\".*\"job\": \"$job\", $checkpoint")
     if [ "$failures" -ge "$max_failures" ]; then
       event crash_loop "$checkpoint, \"failures\": $failures"
       echo "crash loop: $failures failures without a new checkpoint, so the job ends (exit code $rc). Look for the first" \
@@ -119,6 +122,6 @@ srun() {
   done
   echo "exit code $rc: requeueing the job, it resumes from its last checkpoint"
   trap '' TERM # which comes at once
-  scontrol requeue "$SLURM_JOB_ID" && exclude
+  scontrol requeue "$job" && exclude
   return "$rc"
 }

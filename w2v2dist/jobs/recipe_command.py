@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, read_cluster: Callable[[], ClusterConfig], aga
         if args.dry_run:
             return _plan(recipe, read_cluster())
         return _submit(recipe, read_cluster(), args, again)
-    except (RefusedError, InUseError) as error:
+    except (RefusedError, InUseError, OSError) as error:
         said = f"sbatch refused {error}" if isinstance(error, RefusedError) else str(error)
         print(f"submit.py: {said}\n{again} goes on where this ended", file=sys.stderr)
         return 1
@@ -61,7 +61,7 @@ def _plan(recipe: Recipe, cluster: ClusterConfig) -> int:
 def _submit(recipe: Recipe, cluster: ClusterConfig, args: argparse.Namespace, again: str) -> int:
     from w2v2dist.jobs.cluster import minutes_of
 
-    jobs = submit_recipe(recipe, cluster, minutes_of(cluster.time))
+    jobs = submit_recipe(recipe, cluster, minutes_of(cluster.time), again)
     found = states(recipe)
     count = sum(state.name == "done" for state in found.values())
     if not jobs:

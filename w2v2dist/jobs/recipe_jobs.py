@@ -51,14 +51,16 @@ class RefusedError(RuntimeError):
     """sbatch did not take a job; the message is its own."""
 
 
-def submit_recipe(recipe: Recipe, cluster: ClusterConfig, minutes: int) -> list[str]:
+def submit_recipe(
+    recipe: Recipe, cluster: ClusterConfig, minutes: int, command: str = ""
+) -> list[str]:
     """Submit what is missing and not at work; returns a line for each job. Jobs wait for what they
     need with afterok, and leave the queue where it fails. Raises ConfigError, InUseError,
     RefusedError (what was submitted before stays, and is found by the next call)."""
     check_sizes(recipe, cluster)
     out: list[str] = []
     with locked(recipe.folder):
-        found = prepare(recipe)
+        found = prepare(recipe, command)
         jobs = {n: s.job for n, s in found.items() if s.name in ("queued", "running")}
         arrays: dict[str, int] = {}  # of this call, with the number of their tasks
         for batch in batches(recipe, found):

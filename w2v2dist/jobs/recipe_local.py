@@ -24,7 +24,7 @@ def run_recipe(recipe: Recipe, num_processes: int, again: str) -> int:
     signal ended it, 1 a stage failed; `again` is the command that goes on. Raises ConfigError,
     InUseError."""
     with locked(recipe.folder):
-        found = prepare(recipe)
+        found = prepare(recipe, again)
         for name, state in found.items():
             if state.name in ("queued", "running"):
                 raise ValueError(
@@ -92,7 +92,8 @@ def _run(recipe: Recipe, stage: Stage, num_processes: int) -> int:
     log.symlink_to((logs / "rank_0.log").absolute())
     status = run_local([str(resolved)], logs, ranks, quiet=True)
     if status == 0:
-        finish(read_json(task), stage.folder, time.time() - started)
+        made = read_json(task)
+        finish(made, Path(made["folder"]), time.time() - started)
     elif status not in INTERRUPTED:
         why = f"a process was ended by signal {status - 128}" if status > 128 else last_line(logs)
         values = {"fingerprint": stage.fingerprint, "why": why, "status": status}

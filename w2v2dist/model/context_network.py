@@ -123,9 +123,11 @@ class ContextNetwork(nn.Module):
         num_frames: Tensor | None,
         drop_layers: Sequence[bool],
         frames: Tensor | None = None,
+        block: int | None = None,
     ) -> Tensor:
         """Context representations (B, T or M, E); nothing attends to frames from `num_frames`
-        on."""
+        on. With `block` the output of that Transformer block (1: the first), without the norm after
+        the last one."""
         key_mask = None
         if num_frames is not None:
             valid = torch.arange(x.shape[1], device=x.device) < num_frames.unsqueeze(1)
@@ -136,6 +138,8 @@ class ContextNetwork(nn.Module):
             x = self.norm(x)
         x = self.dropout(x)
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        if block is not None:
+            drop_layers = [drop or i >= block for i, drop in enumerate(drop_layers)]
         layers = [y for y, drop in zip(self.layers, drop_layers, strict=True) if not drop]
         for layer in layers:
             asked = frames if layer is layers[-1] else None
@@ -145,4 +149,4 @@ class ContextNetwork(nn.Module):
                 x = layer(x, key_mask, asked)
         if frames is not None and not layers:
             x = x.take_along_dim(frames, 1)
-        return self.norm(x) if self.norm_first else x
+        return self.norm(x) if self.norm_first and block is None else x

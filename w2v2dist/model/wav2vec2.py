@@ -73,16 +73,23 @@ class Wav2Vec2Model(nn.Module):
         temperature: float | None = None,
         freeze_feature_encoder: bool = False,
         frames: Tensor | None = None,
+        block: int | None = None,
     ) -> ModelOutput:
         """waveforms (B, S); num_samples (B,), on the host for speed, where rows are padded; masks
         of time (B, T) and channels (B, E), True where masked; drop_layers one bool a layer, None to
         draw them in training; temperature for the input quantizer; frames (B, M, 1) int64 the only
-        ones that context features are asked of, None for all. Raises ValueError for waveforms
-        shorter than a frame or masks of another shape."""
+        ones that context features are asked of, None for all; block the Transformer block (1: the
+        first) whose output the context features are, without the norm after the last one, None for
+        those of the whole model. Raises ValueError for waveforms shorter than a frame, masks of
+        another shape or a block that is not there."""
         if waveforms.ndim != 2 or waveforms.shape[1] < self.config.receptive_field:
             raise ValueError(
                 f"waveforms have shape {tuple(waveforms.shape)} but must be (batch, samples) with "
                 f"at least {self.config.receptive_field} samples: leave out shorter recordings"
+            )
+        if block is not None and not 1 <= block <= self.config.num_layers:
+            raise ValueError(
+                f"block is {block} but the model has the blocks 1 to {self.config.num_layers}"
             )
         features, penalty = self._extract(waveforms, freeze_feature_encoder)
         features, quantized = self.layer_norm(features.mT), None  # (B, C, T) -> (B, T, C)
@@ -111,7 +118,7 @@ class Wav2Vec2Model(nn.Module):
                 on_device = num_frames
         if num_frames is not None and x.is_cuda:  # from pinned memory the copy waits for nothing
             on_device = num_frames.pin_memory().to(x.device, non_blocking=True)
-        x = self.context_network(x, on_device, drop_layers, frames)
+        x = self.context_network(x, on_device, drop_layers, frames, block)
         return ModelOutput(x, features, penalty, quantized, num_frames)
 
     def targets(self, waveforms: Tensor) -> Tensor:

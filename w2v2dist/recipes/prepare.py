@@ -11,7 +11,7 @@ import yaml
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError
 from w2v2dist.recipes.prints import corpus_print
-from w2v2dist.recipes.recipe import DONE, RESOLVED, Recipe, Stage
+from w2v2dist.recipes.recipe import DONE, IDENTITY, RESOLVED, Recipe, Stage
 from w2v2dist.recipes.state import (
     State,
     part_of,
@@ -21,13 +21,11 @@ from w2v2dist.recipes.state import (
     write_json,
 )
 
-IDENTITY = "recipe.json"
 
-
-def prepare(recipe: Recipe) -> dict[str, State]:
-    """Check all, then move aside what has changed, saying so, and write down which recipe this is;
-    the caller holds the folder's lock. Returns where each stage is then. Raises ConfigError before
-    anything is touched."""
+def prepare(recipe: Recipe, command: str = "") -> dict[str, State]:
+    """Check all, then move aside what has changed, saying so, and write down which recipe this is
+    and which command started it; the caller holds the folder's lock. Returns where each stage is
+    then. Raises ConfigError before anything is touched."""
     found = states(recipe)
     missing = check_corpora(recipe, found)
     identity = _identity(recipe)
@@ -40,7 +38,7 @@ def prepare(recipe: Recipe) -> dict[str, State]:
         if found[name].name in ("changed", "waiting", "blocked"):
             _move_aside(recipe, stage)
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    write_json(recipe.folder / IDENTITY, identity)
+    write_json(recipe.folder / IDENTITY, identity | ({"command": command} if command else {}))
     text = yaml.safe_dump(_plain(dict(recipe.written)), sort_keys=False, allow_unicode=True)
     temporary = recipe.folder / f".{RESOLVED}.tmp"
     temporary.write_text(f"# {recipe.path} as it was started; of `{recipe.name}`\n{text}")
@@ -60,14 +58,20 @@ def _plain(value: Any) -> Any:
 
 
 def check_corpora(recipe: Recipe, found: Mapping[str, State]) -> list[str]:
-    """A line for each corpus that a stage still has to read and that is not there."""
+    """A line for each corpus that a stage still has to read, and each given result, that is not
+    there."""
     readers: dict[str, list[str]] = {}
     for name, stage in recipe.stages.items():
         for corpus in stage.reads if found[name].name != "done" else ():
             optional = recipe.corpora[corpus] is None and stage.kind == "speech"
             if not optional:
                 readers.setdefault(corpus, []).append(name)
-    return [
+    absent = [
+        f"given.{name} is {path}, which is not there: give its place, or an id of a hub (org/name)"
+        for name, path in recipe.given.items()
+        if not Path(path).exists() and (path[:1] in "/.~" or path.count("/") != 1)
+    ]
+    return absent + [
         f"corpora.{corpus} is {recipe.corpora[corpus] or 'null'}, which is not there, but "
         f"{names[0]} reads it: give its place with corpora.{corpus}=PATH"
         for corpus, names in readers.items()
@@ -107,7 +111,12 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         if path is None:
             now = None
         elif Path(path).exists():
-            now = corpus_print(path)
+            try:
+                now = corpus_print(path)
+            except OSError as error:
+                raise ConfigError(
+                    f"corpora.{corpus} is {path}, which cannot be read: {error}"
+                ) from None
         else:
             continue  # its shards are made, and it may be gone
         before = corpora.get(corpus, {"print": now, "path": path})
@@ -118,7 +127,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
                 "Nothing was touched: use the files of then, or folder=DIR for the new ones"
             )
         corpora[corpus] = {"print": now, "path": path}
-    return {"recipe": recipe.name, "version": __version__, "corpora": corpora}
+    return {**old, "recipe": recipe.name, "version": __version__, "corpora": corpora}
 
 
 def _check_queue(recipe: Recipe, found: Mapping[str, State]) -> None:

@@ -26,7 +26,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation.json",),
     "table": (),
 }
-DONE, RESOLVED, OUT = "done.json", "recipe.yaml", "{out}"
+DONE, RESOLVED, IDENTITY, OUT = "done.json", "recipe.yaml", "recipe.json", "{out}"
 Argv = tuple[str, ...]
 
 

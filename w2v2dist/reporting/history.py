@@ -6,18 +6,19 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from w2v2dist.reporting.tail import ReplacedError, Tail, parse
+from w2v2dist.reporting.tail import COUNTED, ReplacedError, Tail, parse
 
 Record = dict[str, Any]
 RECENT = 10  # logged intervals that speeds are averaged over
 METRICS = (
     "loss contrastive_loss accuracy code_perplexity perplexity valid/contrastive_loss valid/wer "
-    "valid/per valid/cer valid/perplexity"
+    "valid/per valid/cer valid/perplexity valid/weighted_lm_ppl"
 ).split()
 STARTS = ("start", "resumed")
 # A record of training as `Metrics` writes it, without making an object of its twenty values
 QUICK = re.compile(
-    rb'\{"step": (\d+),.*"(audio_hours|tokens)": ([-+.\deE]+), "seconds": .*"time": ([.\d]+)\}\s*\Z'
+    rb'\{"step": (\d+),.*"(audio_hours|tokens|utterances)": ([-+.\deE]+), "seconds": '
+    rb'.*"time": ([.\d]+)\}\s*\Z'
 )
 
 
@@ -154,7 +155,7 @@ class History:
                 out.append((time, -1, 0.0, None))
                 continue
             self._lines.append(line)
-            self.unit = "tokens" if "tokens" in record else "audio_hours"
+            self.unit = next((u for u in COUNTED if u in record), "audio_hours")
             if self.curve.wants():
                 self.curve.add(record, self.unit)
             out.append((time, int(record["step"]), record.get(self.unit) or 0.0, None))

@@ -92,12 +92,52 @@ LANGUAGE_MODEL = [
     Panel("throughput (tokens a second)", {"speed": "tokens"}),
     *MACHINE,
 ]
-PANELS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "language_model": LANGUAGE_MODEL}
+UNSUPERVISED = [
+    Panel(
+        "score without labels (lower is better)",
+        {"valid/weighted_lm_ppl": "perplexity / usage²"},
+        note="alarms.max_score is the limit; a whole batch of silence has none",
+    ),
+    Panel(
+        "nats a phone, as text",
+        {"valid/nll": "what is read", "valid/text_nll": "the text itself"},
+    ),
+    Panel(
+        "phones in use (%)",
+        {"valid/phone_usage": "validation set", "valid/batch_usage": "a batch"},
+        scale=100,
+    ),
+    Panel("phone errors (%), watched only", {"valid/per": "validation"}, scale=100),
+    Panel(
+        "discriminator (nats a row)",
+        {"fake_loss": "speech", "real_loss": "text", "gradient_penalty": "gradient penalty"},
+        note="speech and text both below alarms.min_discriminator_loss: it has won",
+    ),
+    Panel("generator (nats a row)", {"fooling_loss": "fooling", "diversity_loss": "diversity"}),
+    Panel("smoothness", {"smoothness_loss": "smoothness"}),
+    Panel("auxiliary targets", {"auxiliary_loss": "auxiliary"}),
+    Panel(
+        "perplexity (of all symbols)",
+        {"code_perplexity": "most likely symbols", "prob_perplexity": "probabilities"},
+        note="alarms.min_code_usage of the symbols is the limit of the most likely ones",
+    ),
+    Panel("phones a row", {"fake_items": "speech", "real_items": "text"}),
+    Panel("learning rate", {"generator_lr": "generator", "discriminator_lr": "discriminator"}),
+    *GRADIENT,
+    Panel("throughput (utterances a second)", {"speed": "utterances"}),
+    *MACHINE,
+]
+PANELS = {
+    "pretrain": PRETRAIN,
+    "finetune": FINETUNE,
+    "language_model": LANGUAGE_MODEL,
+    "unsupervised": UNSUPERVISED,
+}
 UNKNOWN = [Panel("loss", _both("loss")), LEARNING_RATE, *GRADIENT, *MACHINE]
 # What no panel is made of, or what one shows in another form
 NOT_SHOWN = set(
     "step time seconds data_wait_seconds slowest_rank slowest_host audio_hours tokens frozen bits "
-    "loss".split()
+    "loss utterances lr generator_loss discriminator_loss lm_ppl log_prob".split()
 )
 OF_SEVERAL = {"slowest_rank_seconds", "median_rank_seconds", "world_size"}  # of one alone: nothing
 # Events that change what the curves mean get a line: name to what it is called

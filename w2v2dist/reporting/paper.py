@@ -32,6 +32,11 @@ def compare(
     if "pretrained" in values:
         values["pretrained"] = "a pre-trained model" if values["pretrained"] else "random weights"
     known = references(values["task"])
+    if not known:
+        raise ValueError(
+            f"{path} is of task {values['task']}, of which there is no table to compare with: the "
+            "files under configs/ state their sources"
+        )
     if name is None:
         nearest = min(known, key=lambda other: len(deviations(values, known[other], {})))
         name = Path(path).stem if Path(path).stem in known else nearest

@@ -16,6 +16,7 @@ from w2v2dist.reporting.page import Html, cards, cut, document, fold, join, tabl
 from w2v2dist.reporting.panels import MARKED, Charts, Panel, marks, panels_of
 from w2v2dist.reporting.runs import ERRORS, MOST_RUNS, Run, find_runs, read_run
 from w2v2dist.reporting.table_forms import html_tables
+from w2v2dist.reporting.tail import COUNTED
 from w2v2dist.runtime.logging import console
 
 MOST_EVENTS = 300
@@ -173,13 +174,12 @@ def final_numbers(run: Run) -> dict[str, str]:
         if len(values):
             value = float(values.min() if label.startswith("best") else values[-1])
             out[label] = form.format(value).replace("%", " %")
-    unit = "tokens" if "tokens" in run.training.columns else "audio_hours"
-    amount = float(np.nansum(run.training.column(unit)))
-    shown = {"tokens": f"{amount:,.0f}", "audio_hours": f"{amount:,.2f} h"}
-    out["tokens used" if unit == "tokens" else "audio used"] = shown[unit]
+    unit = next((name for name in COUNTED if name in run.training.columns), None)
+    amount = float(np.nansum(run.training.column(unit or "audio_hours")))
+    out[f"{unit or 'audio'} used"] = f"{amount:,.0f}" if unit else f"{amount:,.2f} h"
     speed = run.series("speed")[1]
     if len(speed):
-        what = "tokens a second" if unit == "tokens" else "× real time"
+        what = f"{unit} a second" if unit else "× real time"
         out[f"median throughput, {what}"] = _digits(float(np.median(speed)))
     if found := timeline.spent(run):
         out["goodput"] = f"{100 * found.goodput:.1f} %"

@@ -18,6 +18,7 @@ from w2v2dist.reporting import logs, status
 from w2v2dist.reporting.history import Replay
 from w2v2dist.reporting.logs import Floats, Integers, Record, Table
 from w2v2dist.reporting.status import is_run, read_status
+from w2v2dist.reporting.tail import COUNTED
 from w2v2dist.training import attempts
 
 MOST_RUNS = 12
@@ -25,9 +26,15 @@ KINDS = {
     "pretrain": "pre-training",
     "finetune": "fine-tuning",
     "language_model": "language model",
+    "unsupervised": "training without labels",
 }
 # What tells the kind of a run whose settings are lost: a metric that only it has
-SIGNS = {"contrastive_loss": "pretrain", "perplexity": "language_model", "frozen": "finetune"}
+SIGNS = {
+    "contrastive_loss": "pretrain",
+    "perplexity": "language_model",
+    "frozen": "finetune",
+    "fake_items": "unsupervised",
+}
 OF_QUANTIZERS = set(
     "code_perplexity prob_perplexity code_usage prob_usage temperature diversity_loss".split()
 )
@@ -155,9 +162,11 @@ class Run:
 
 
 def _speed(run: Run, table: Table) -> Floats:
-    """Times real time, or tokens a second."""
+    """Times real time, or tokens or utterances a second."""
     amount = table.column("audio_hours") * 3600
-    return np.where(np.isnan(amount), table.column("tokens"), amount) / table.column("seconds")
+    for name in COUNTED:
+        amount = np.where(np.isnan(amount), table.column(name), amount)
+    return amount / table.column("seconds")
 
 
 # Curves that are made of others

@@ -33,7 +33,7 @@ SLOWEST = set(
 
 def read_status(run_dir: str | Path) -> dict[str, Any]:
     """Everything that `w2v2dist status` shows; times in seconds, audio in hours, None: not known.
-    A language model's run has `tokens` in place of `audio_hours`.
+    A language model's run has `tokens` in place of `audio_hours`, wav2vec-U's `utterances`.
 
     `state` is running, silent (on another host, which cannot be asked), finished, preempted (saved,
     to be continued), stopped (ended without saying why, or by an alarm), new, imported (a model

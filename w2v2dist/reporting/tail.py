@@ -9,11 +9,12 @@ from typing import Any
 MARK = 64  # bytes before the place that was read to: others there, and it is another file
 BLOCK = 1 << 22  # bytes that are read at once
 
+COUNTED = ("tokens", "utterances")  # what progress is counted in where it is not hours of audio
 # What is counted with: what another version or a damaged line has there must not end a report
 WHOLE = {"step", "world_size", "total"}
 NUMBERS = WHOLE | set(
-    "time seconds audio_hours tokens pause_seconds data_wait_seconds slowest_rank_seconds "
-    "median_rank_seconds".split()
+    "time seconds audio_hours tokens utterances pause_seconds data_wait_seconds "
+    "slowest_rank_seconds median_rank_seconds".split()
 )
 LARGEST = 2**53  # above, floats are no longer exact
 

@@ -95,9 +95,9 @@ def _validation(s: Status) -> str:
 def _speed(s: Status) -> str | None:
     if s["seconds_per_step"] is None:
         return None
-    rate = "tokens" if "tokens" in s else "audio_hours"
+    rate = words.counted(s) or "audio_hours"
     amount = f"{s[f'{rate}_per_second']:.3g} {rate.replace('audio_hours', 'h of audio')} a second"
-    real = "" if "tokens" in s else f" ({words.speed(s)})"
+    real = "" if words.counted(s) else f" ({words.speed(s)})"
     wait = f"{100 * s['data_wait']:.1f} % waiting for data"
     return f"{amount}{real}, {s['seconds_per_step']:.3g} s a step, {wait}"
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from w2v2dist.reporting.tail import COUNTED
+
 Status = dict[str, Any]
 COLOURS = {"running": "green", "finished": "cyan", "preempted": "yellow", "silent": "magenta"}
 COLOURS |= {"stopped": "red", "unreadable": "red"}
@@ -55,6 +57,8 @@ def measure(s: Status) -> str:
     if s["state"] == "unreadable":
         return str(s["problem"])
     values = s["metrics"]
+    if (score := values.get("valid/weighted_lm_ppl")) is not None:
+        return f"score {score:.1f}"
     for key in ("valid/wer", "valid/per", "valid/cer"):
         if values.get(key) is not None:
             return f"{100 * values[key]:.1f} % {key.removeprefix('valid/')}"
@@ -71,12 +75,17 @@ def loss(s: Status) -> str:
     return "not known"
 
 
+def counted(s: Status) -> str | None:
+    """What its progress is counted in; None: audio."""
+    return next((unit for unit in COUNTED if unit in s), None)
+
+
 def speed(s: Status) -> str:
-    """Audio or tokens a second, over the last records."""
+    """Audio, tokens or utterances a second, over the last records."""
     if s["seconds_per_step"] is None:
         return "not known"
-    if "tokens" in s:
-        return f"{s['tokens_per_second']:,.0f} tokens/s"
+    if unit := counted(s):
+        return f"{s[f'{unit}_per_second']:,.0f} {unit}/s"
     times = 3600 * s["audio_hours_per_second"]
     return f"{times:,.0f} × real time" if times >= 10 else f"{times:.2g} × real time"
 
@@ -129,8 +138,8 @@ def format_status(s: Status) -> str:
     if s["problem"]:
         lines["problem"] = s["problem"]
     if s["seconds_per_step"] is not None:
-        if "tokens" in s:
-            amount, rate = f"{s['tokens']:,.0f} tokens", f"{s['tokens_per_second']:.4g} tokens"
+        if unit := counted(s):
+            amount, rate = f"{s[unit]:,.0f} {unit}", f"{s[f'{unit}_per_second']:.4g} {unit}"
         else:
             amount = f"{s['audio_hours']:,.2f} h of audio"
             rate = f"{s['audio_hours_per_second']:.3g} h of audio"

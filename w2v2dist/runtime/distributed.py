@@ -61,11 +61,11 @@ class World:
         return world
 
     @classmethod
-    def of_command(cls) -> "World":
+    def of_command(cls, timeout_s: int = 1800) -> "World":
         """The same for a command that also runs without a launcher: alone, it needs no group."""
         _step_of_slurm()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            return cls.from_environment()
+            return cls.from_environment(timeout_s)
         return cls(rank=0, size=1, local_rank=0, device=prepared(own_device(0)))
 
     @property

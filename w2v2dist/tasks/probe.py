@@ -26,7 +26,7 @@ from w2v2dist.runtime.distributed import World
 from w2v2dist.tasks.agreed import agreed
 from w2v2dist.tasks.finetune import FinetuneBatch, FinetuneCollate
 from w2v2dist.tasks.linear_probe import CHECKED_EVERY, Labelled, LinearProbe
-from w2v2dist.training.engine import Engine
+from w2v2dist.training.plain_engine import AnyEngine
 
 LONGEST = 40 * SAMPLE_RATE  # of an utterance: without gradients that fits where training does
 
@@ -92,7 +92,7 @@ class LettersProbe:
         self.notes = _notes(indices, chosen)
 
     def run(
-        self, engine: Engine, world: World, going_on: Callable[[], bool]
+        self, engine: AnyEngine, world: World, going_on: Callable[[], bool]
     ) -> dict[str, float] | None:
         """probe/layer_NN/cer of each layer; collective."""
         found: dict[int, float] = {}
@@ -111,7 +111,7 @@ class LettersProbe:
         return {f"probe/layer_{layer:02d}/cer": every[layer] for layer in self._layers}
 
     def _features(
-        self, engine: Engine, which: int, some: Sequence[int], own: int | None,
+        self, engine: AnyEngine, which: int, some: Sequence[int], own: int | None,
         going_on: Callable[[], bool],
     ) -> tuple[list[Labelled], list[str]] | None:  # fmt: skip
         """The features of this process's layer with their labels, and the texts; None: stopped."""
@@ -140,7 +140,7 @@ class LettersProbe:
         return labelled, texts
 
     def _of_layer(
-        self, engine: Engine, layer: int, waveforms: Tensor, num_samples: Tensor | None
+        self, engine: AnyEngine, layer: int, waveforms: Tensor, num_samples: Tensor | None
     ) -> Tensor:
         """(B, T, E): the output of a layer is that of a model without those after it."""
         drop = [number >= layer for number in range(self._model.num_layers)]

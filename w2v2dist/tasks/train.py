@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from w2v2dist.data.source import SpeechSource
     from w2v2dist.data.text_source import TextSource
     from w2v2dist.training.loop import Outcome
+    from w2v2dist.unsupervised.gan_source import GanSource
 
 # What trains is imported late: a signal during the seconds that this takes must not be lost
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 def read_config(path: str, overrides: list[str]) -> Any:
     """The configuration of the task that a file's `task:` names. Raises ConfigError."""
     from w2v2dist.tasks import finetune, language_model, pretrain
+    from w2v2dist.unsupervised.config import UnsupervisedConfig
 
     written = read_yaml(path)
     named = [text for text in overrides if text.startswith("task=")]
@@ -34,6 +36,7 @@ def read_config(path: str, overrides: list[str]) -> Any:
         "pretrain": pretrain.PretrainConfig,
         "finetune": finetune.FinetuneConfig,
         "language_model": language_model.LanguageModelingConfig,
+        "unsupervised": UnsupervisedConfig,
     }
     task = merge(written, parse_overrides(named)).get("task")
     if task not in tasks:
@@ -42,14 +45,16 @@ def read_config(path: str, overrides: list[str]) -> Any:
     return expand_paths(from_dict(tasks[task], values))
 
 
-def open_source(config: Any) -> "SpeechSource | TextSource":
+def open_source(config: Any) -> "SpeechSource | TextSource | GanSource":
     """The data of a configuration, without its model, to see what is drawn."""
     from w2v2dist.data.alphabet import alphabet
     from w2v2dist.data.text_source import TextSource
-    from w2v2dist.tasks import finetune, language_model, pretrain
+    from w2v2dist.tasks import finetune, language_model, pretrain, unsupervised
 
     if config.task == "pretrain":
         return pretrain.pretrain_source(config)
+    if config.task == "unsupervised":
+        return unsupervised.unsupervised_source(config)
     if config.task == "language_model":
         return TextSource(config.data, config.seed, language_model.encoded_texts(config))
     return finetune.finetune_source(config, alphabet("letters"))  # what is drawn depends on none
@@ -59,7 +64,7 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
     """Run one rank of a training."""
     from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.runtime.distributed import World
-    from w2v2dist.tasks import finetune, language_model, pretrain
+    from w2v2dist.tasks import finetune, language_model, pretrain, unsupervised
     from w2v2dist.tasks.alphabet import agreed_alphabet
     from w2v2dist.training.loop import fit
     from w2v2dist.training.run_folder import has_saved
@@ -82,6 +87,9 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
             task = language_model.LanguageModelTask(
                 config, language_model.agreed_texts(config, world)
             )
+        elif config.task == "unsupervised":
+            source = unsupervised.unsupervised_source(config)
+            task = unsupervised.UnsupervisedTask(config, source)
         else:
             tokens = agreed_alphabet(config, world)
             task = finetune.FinetuneTask(config, tokens, skip_pretrained=resumes)
@@ -109,11 +117,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes it.
+    """Train one rank (any launcher that sets RANK and WORLD_SIZE); the same command resumes it. All
+    tasks train so, `unsupervised` (wav2vec-U) in one process.
 
     example:
       torchrun --nproc-per-node 2 -m w2v2dist.cli train configs/tiny_pretrain.yaml \\
         data.train=demo/shards/unlabelled data.valid=demo/shards/valid
+      w2v2dist train configs/unsupervised/v2.yaml data.train=features/train data.text=phones
     """
     from w2v2dist.checkpoint import CheckpointError
     from w2v2dist.training.lock import InUseError

@@ -11,7 +11,7 @@ from w2v2dist import checkpoint
 from w2v2dist.checkpoint import CheckpointError, Retention
 from w2v2dist.training import engine_state
 from w2v2dist.training.attempts import attempt
-from w2v2dist.training.engine import Engine
+from w2v2dist.training.plain_engine import AnyEngine
 from w2v2dist.training.run_folder import Run
 
 SAVE_ATTEMPTS = 3  # in a row; the last must succeed
@@ -43,7 +43,9 @@ class Checkpointer:
     """The checkpoints of a run in progress: the save in flight, what is durable, retries, and the
     best score. All methods but `due`, `ready` and `improves` are collective."""
 
-    def __init__(self, run: Run, engines: Mapping[str, Engine], parts: Mapping[str, Part]) -> None:
+    def __init__(
+        self, run: Run, engines: Mapping[str, AnyEngine], parts: Mapping[str, Part]
+    ) -> None:
         self._run, self._engines, self._parts = run, engines, parts
         self._loop, self._world, self._logger = run.config.loop, run.world, run.logger
         self._root = run.path / "checkpoints"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from w2v2dist.checkpoint import FlatRange
 from w2v2dist.training.engine import Engine
+from w2v2dist.training.plain_engine import AnyEngine, PlainEngine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of fp16
@@ -23,7 +24,7 @@ def prefix(group: str) -> str:
     return f"{group}." if group else ""
 
 
-def ranges(engines: Mapping[str, Engine], *, for_save: bool) -> dict[str, Tensor]:
+def ranges(engines: Mapping[str, AnyEngine], *, for_save: bool) -> dict[str, Tensor]:
     """Names to FlatRanges that view the live state (created as zeros where Adam has none yet)."""
     out: dict[str, Tensor] = {}
     for group, engine in engines.items():
@@ -33,7 +34,7 @@ def ranges(engines: Mapping[str, Engine], *, for_save: bool) -> dict[str, Tensor
     return out
 
 
-def _ranges(engine: Engine, for_save: bool) -> Iterator[tuple[str, Tensor]]:
+def _ranges(engine: AnyEngine, for_save: bool) -> Iterator[tuple[str, Tensor]]:
     rank, world_size = engine.world.rank, engine.world.size
     for f in engine.fragments():
         state = engine.optimizer.state[f.flat]
@@ -55,7 +56,7 @@ def _ranges(engine: Engine, for_save: bool) -> Iterator[tuple[str, Tensor]]:
         yield f"buffer/{name}", buffer.detach()
 
 
-def settings(engines: Mapping[str, Engine]) -> dict[str, Any]:
+def settings(engines: Mapping[str, AnyEngine]) -> dict[str, Any]:
     """What else belongs to the state, as JSON holds it: Adam's settings and fp16's loss scale."""
     out: dict[str, Any] = {"optimizer": []}
     for group, engine in engines.items():
@@ -63,14 +64,14 @@ def settings(engines: Mapping[str, Engine]) -> dict[str, Any]:
             {k: v for k, v in values.items() if k != "params"}
             for values in engine.optimizer.param_groups
         ]
-        if engine.config.precision == "fp16":
+        if engine.config.precision == "fp16" and isinstance(engine, Engine):
             scaler = engine.deepspeed.optimizer.loss_scaler
             values = {f"{prefix(group)}{name}": getattr(scaler, name) for name in SCALER}
             out["loss_scaler"] = {**out.get("loss_scaler", {}), **values}
     return out
 
 
-def restore(engines: Mapping[str, Engine], meta: Mapping[str, Any]) -> None:
+def restore(engines: Mapping[str, AnyEngine], meta: Mapping[str, Any]) -> None:
     """Complete what reading the ranges has begun, from the `settings` in a checkpoint's meta."""
     saved = iter(meta["optimizer"])
     for group, engine in engines.items():
@@ -81,6 +82,8 @@ def restore(engines: Mapping[str, Engine], meta: Mapping[str, Any]) -> None:
         (updates,) = {values["num_updates"] for values in optimizer.param_groups}
         for state in optimizer.state.values():  # a tensor each: shared ones would count twice
             state["step"] = torch.full_like(state["step"], float(updates))
+        if isinstance(engine, PlainEngine):
+            continue
         _masters_to_weights(engine)
         if engine.config.precision == "fp16":
             for name in SCALER if "loss_scaler" in meta else ():

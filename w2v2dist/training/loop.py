@@ -17,8 +17,8 @@ from w2v2dist.training.alarms import Alarms
 from w2v2dist.training.bad_samples import BadSamples
 from w2v2dist.training.checkpointer import Checkpointer, Part
 from w2v2dist.training.config import TrainingConfig
-from w2v2dist.training.engine import Engine
 from w2v2dist.training.metrics import Metrics
+from w2v2dist.training.plain_engine import AnyEngine, make_engines
 from w2v2dist.training.probing import Probe, Probing
 from w2v2dist.training.rollbacks import Rollback, Rollbacks
 from w2v2dist.training.run_folder import Run, log_batch, opened
@@ -56,10 +56,8 @@ class _Training:
         config, world = run.config, run.world
         virtual = VirtualRanks(config.data.virtual_world_size)
         self.slots = virtual.slots(world.rank, world.size)  # of this process, one a round
-        self.engines = {
-            name: Engine(group.module, config.engine, group.optimizer, len(self.slots), world)
-            for name, group in task.groups.items()
-        }
+        groups = {name: (group.module, group.optimizer) for name, group in task.groups.items()}
+        self.engines = make_engines(groups, config.engine, len(self.slots), world)
         self.bad = BadSamples(run)
         self.metrics = Metrics(run, task)
         self.validation = Validation(run, task, source, self.engines, self.bad)
@@ -209,7 +207,7 @@ def _agree(t: _Training, micro: list[Any]) -> _Agreed:
 
 
 def _update(
-    t: _Training, engine: Engine, micro: list[Any], step: int, lr: float, num_targets: float
+    t: _Training, engine: AnyEngine, micro: list[Any], step: int, lr: float, num_targets: float
 ) -> float:
     """Forward and backward of all rounds, one update; returns the gradient norm."""
     seed, norm = t.rollbacks.seed_at(step), None

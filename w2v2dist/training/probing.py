@@ -6,7 +6,7 @@ from typing import Protocol
 
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.preemption import PreemptionFlag
-from w2v2dist.training.engine import Engine
+from w2v2dist.training.plain_engine import AnyEngine
 from w2v2dist.training.run_folder import Run
 
 
@@ -22,7 +22,7 @@ class Probe(Protocol):
         """What a person should know of its data; said when the run starts."""
 
     def run(
-        self, engine: Engine, world: World, going_on: Callable[[], bool]
+        self, engine: AnyEngine, world: World, going_on: Callable[[], bool]
     ) -> dict[str, float] | None:
         """NAME/METRIC of the model as it is, which it leaves as it is, with all random numbers;
         collective. None where `going_on`, collective too and asked often, says no."""
@@ -31,7 +31,7 @@ class Probe(Protocol):
 class Probing:
     """The probes of a run in progress; without one nothing is ever due."""
 
-    def __init__(self, run: Run, engines: Mapping[str, Engine], probe: Probe | None) -> None:
+    def __init__(self, run: Run, engines: Mapping[str, AnyEngine], probe: Probe | None) -> None:
         self._run, self._engines, self._probe = run, engines, probe
         self.owed: int | None = None  # the step whose probe a signal has interrupted
 

@@ -43,10 +43,10 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """`linear` (warm-up, then decay to 0), `cosine` (the same along half a cosine) or `tri_stage`
-    (warm-up, hold, exponential decay)."""
+    """`linear` (warm-up, then decay to 0), `cosine` (the same along half a cosine), `tri_stage`
+    (warm-up, hold, exponential decay) or `constant`."""
 
-    name: Literal["linear", "tri_stage", "cosine"] = "linear"
+    name: Literal["linear", "tri_stage", "cosine", "constant"] = "linear"
     peak_lr: float = 5e-4
     warmup_steps: int = 32_000  # linear, cosine
     warmup_fraction: float = 0.1  # tri_stage: fractions of max_steps
@@ -71,12 +71,16 @@ class ScheduleConfig:
 
 def warmup_steps(config: ScheduleConfig, max_steps: int) -> int:
     """Updates until the learning rate is at its peak."""
+    if config.name == "constant":
+        return 0
     fraction = int(config.warmup_fraction * max_steps)
     return fraction if config.name == "tri_stage" else config.warmup_steps
 
 
 def learning_rate(config: ScheduleConfig, step: int, max_steps: int) -> float:
     """Learning rate of update `step` (1 is the first) of `max_steps`."""
+    if config.name == "constant":
+        return config.peak_lr
     if config.name != "tri_stage":
         if step <= config.warmup_steps:
             return config.peak_lr * step / max(1, config.warmup_steps)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from w2v2dist.training.engine import Engine, OptimizerConfig
+from w2v2dist.training.engine import OptimizerConfig
 
 Record = dict[str, Any]
 Batches = Generator[Any, None, None]  # of data.batch.Batch, each task's own kind
@@ -103,9 +103,10 @@ class Task(Protocol):
     def update(self, step: int) -> Update:
         """Whose turn it is."""
 
-    def losses(self, engine: Engine, batch: Any, step: int, seed: int) -> dict[str, Tensor]:
+    def losses(self, engine: Any, batch: Any, step: int, seed: int) -> dict[str, Tensor]:
         """Sums over the micro-batch (0-d tensors); `loss` is to be minimised, not yet divided.
-        `engine` is the moved group's; in validation (`step` 0) the first group's."""
+        `engine` (plain_engine.AnyEngine) is the moved group's; in validation (`step` 0) the first
+        group's."""
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Numbers to log from the sums."""

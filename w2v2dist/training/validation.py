@@ -8,7 +8,7 @@ import torch
 
 from w2v2dist.runtime.preemption import PreemptionFlag
 from w2v2dist.training.bad_samples import BadSamples
-from w2v2dist.training.engine import Engine
+from w2v2dist.training.plain_engine import AnyEngine
 from w2v2dist.training.run_folder import Run, log_batch
 from w2v2dist.training.task import Source, Task, Transcript
 
@@ -19,7 +19,12 @@ class Validation:
     """The validation sets of a run in progress; every process takes every W-th micro-batch."""
 
     def __init__(
-        self, run: Run, task: Task, source: Source, engines: Mapping[str, Engine], bad: BadSamples
+        self,
+        run: Run,
+        task: Task,
+        source: Source,
+        engines: Mapping[str, AnyEngine],
+        bad: BadSamples,
     ) -> None:
         self._run, self._task, self._source = run, task, source
         self._engines, self._bad = engines, bad

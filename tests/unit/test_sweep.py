@@ -1,0 +1,191 @@
+"""A sweep: its cells, what they may be, and how they run here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch import submit
+from tests.gan_data import write_gan_config, write_language
+from w2v2dist.config import ConfigError
+from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.jobs.sweep import fitting, make_array, read_sweep
+from w2v2dist.runtime.logging import read_jsonl
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_language(tmp_path_factory.mktemp("language"))
+
+
+def write_sweep(folder: Path, data: dict[str, Any], **values: Any) -> Path:
+    config = write_gan_config(folder, data, **values.pop("training", {}))
+    grid = {"losses.penalty_weight": [1.5, 2], "losses.diversity_weight": [0, 4]}
+    sweep = {"config": config.name, "run_dir": str(folder / "sweep"), "grid": grid, "seeds": [1, 2]}
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**sweep, **values}, sort_keys=False))
+    return path
+
+
+def test_cells_are_the_grid_and_its_seeds(data: dict[str, Any], tmp_path: Path) -> None:
+    sweep = read_sweep(str(write_sweep(tmp_path, data)), ["loop.max_steps=4"])
+    assert len(sweep.cells) == 8
+    assert sweep.cells[0].name == "penalty_weight_1.5-diversity_weight_0-seed_1"
+    points = [
+        (c.config.losses.penalty_weight, c.config.losses.diversity_weight, c.config.seed)
+        for c in sweep.cells
+    ]
+    assert points == [(p, d, s) for p in (1.5, 2.0) for d in (0.0, 4.0) for s in (1, 2)]
+    for cell in sweep.cells:
+        assert cell.folder == tmp_path / "sweep" / cell.name
+        assert cell.config.loop.max_steps == 4
+        assert not cell.is_finished
+    moved = read_sweep(str(tmp_path / "sweep.yaml"), [f"run_dir={tmp_path / 'elsewhere'}"])
+    assert moved.folder == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize(("name", "number"), [("sweep_v1", 40), ("sweep_v2", 64)])
+def test_the_papers_grids(name: str, number: int) -> None:
+    sweep = read_sweep(str(CONFIGS / "unsupervised" / f"{name}.yaml"), [])
+    assert len(sweep.cells) == number
+    steps = {cell.config.loop.max_steps for cell in sweep.cells}
+    assert steps == {150_000}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"grid": {"losses.penalty": [1]}},
+            r"cell penalty_1-seed_1 .* did you mean losses.penalty_",
+        ),
+        ({"grid": {"losses.penalty_weight": 3}}, "losses.penalty_weight is 3 but must be a list"),
+        ({"grid": {"losses.penalty_weight": []}}, r"is \[\] but must be a list of one value"),
+        ({"grid": {"losses.penalty_weight": [1, 1]}}, "must not name a value twice"),
+        ({"seeds": []}, r"seeds is \[\] but must be a list"),
+        ({"grid": {"seed": [1, 2]}}, r"grid has seed, which it cannot vary: use seeds"),
+        ({"grid": {"run_dir": ["a"]}}, "grid has run_dir, which it cannot vary"),
+        ({"config": "nowhere.yaml"}, r"nowhere.yaml does not exist"),
+        ({"grd": {}}, "grd is not a configuration key; did you mean grid"),
+        (
+            {"grid": {"losses.penalty_weight": [-1]}},
+            "penalty_weight is -1.0 but must be",
+        ),
+        ({"seeds": [*range(300)]}, "has 1200 cells, more than 1000"),
+    ],
+)
+def test_files_that_cannot_be(
+    data: dict[str, Any], tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_sweep(str(write_sweep(tmp_path, data, **values)), [])
+
+
+def test_what_the_command_line_may_not_change(data: dict[str, Any], tmp_path: Path) -> None:
+    path = str(write_sweep(tmp_path, data))
+    for text in ("seed=3", "losses.penalty_weight=9"):
+        with pytest.raises(ConfigError, match="is of the sweep's grid: change it in"):
+            read_sweep(path, [text])
+
+
+def test_any_training_can_be_swept(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    grid = {"data.units": ["words", "characters"], "model.cutoffs": [[], [10, 20]]}
+    config = str(CONFIGS / "lm" / "tiny.yaml")
+    values = {"config": config, "run_dir": str(tmp_path), "grid": grid}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    sweep = read_sweep(str(path), [])
+    assert [cell.config.data.units for cell in sweep.cells] == ["words"] * 2 + ["characters"] * 2
+    assert [cell.config.model.cutoffs for cell in sweep.cells][:2] == [(), (10, 20)]
+    assert [c.name for c in sweep.cells][1] == "units_words-cutoffs_10_20-seed_1"
+    assert fitting(sweep, ClusterConfig()) == ClusterConfig()  # whole nodes
+
+
+def test_an_array_of_single_processes_shares_nodes(data: dict[str, Any], tmp_path: Path) -> None:
+    sweep = read_sweep(str(write_sweep(tmp_path, data)), [])
+    cluster = fitting(sweep, ClusterConfig(tasks_per_node=8))
+    assert cluster.num_tasks_per_node == cluster.gpus_per_node == 1
+    array = make_array(sweep, cluster, "1", 90)
+    script = array.script()
+    assert "--dependency" not in script  # the tasks would wait for each other
+    assert "--exclusive" not in script
+    assert "SBATCH --mem" not in script
+    assert "--requeue" in script
+    assert "--gpus-per-node=1" in script
+
+
+def losses(folder: Path) -> list[float]:
+    return [r["loss"] for r in read_jsonl(folder / "metrics.jsonl") if "loss" in r]
+
+
+def test_a_sweep_here_goes_on_where_it_was(
+    data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cell that cannot train does not keep the others from it, and the same command trains what
+    is missing."""
+    grid = {"data.batch_size": [8, 41]}
+    path = str(write_sweep(tmp_path, data, grid=grid, seeds=[1]))
+    assert submit.main(["--local", "--sweep", path, "--at-once", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "batch_size_8-seed_1: finished" in said
+    assert "batch_size_41-seed_1: failed (exit status 2), see" in said
+    log = tmp_path / "sweep" / "batch_size_41-seed_1" / "logs" / "here.log"
+    assert "has 40 usable utterances of 40 but data.batch_size is 41" in log.read_text()
+    assert len(losses(tmp_path / "sweep" / "batch_size_8-seed_1")) == 6
+    names = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"]
+    assert names == ["batch_size_8-seed_1", "batch_size_41-seed_1"]
+    write_sweep(tmp_path, data, grid={"data.batch_size": [8, 16]}, seeds=[1])
+    assert submit.main(["--local", "--sweep", path]) == 0
+    said = capsys.readouterr().out
+    assert "2 cells, 1 of them finished" in said
+    assert "batch_size_8-" not in said
+    assert submit.main(["--local", "--sweep", path]) == 0
+    assert capsys.readouterr().out == "2 cells, 2 of them finished\n"
+
+
+def test_a_signal_lets_cells_save(data: dict[str, Any], tmp_path: Path) -> None:
+    training = {"loop": {"max_steps": 200_000, "validate_every": 200_000, "save_every": 100_000}}
+    path = write_sweep(tmp_path, data, grid={}, seeds=[1, 2], training=training)
+    command = [sys.executable, "launch/submit.py", "--local", "--sweep", str(path)]
+    root = Path(__file__).parents[2]
+    cell = tmp_path / "sweep" / "seed_1"
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 100
+        while not losses(cell) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "seed_1: saved on a signal" in said
+    assert "seed_2" not in said
+    events = [e["event"] for e in read_jsonl(cell / "events.jsonl")]
+    assert "preempted" in events
+    assert list((cell / "checkpoints").glob("step_*"))
+
+
+def test_options_that_do_not_go_together(
+    data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_sweep(tmp_path, data))
+    for options, message in (
+        (["--autotune"], "--sweep and --autotune cannot be given together"),
+        (["--local", "--at-once", "0"], "--at-once is 0 but must be at least 1"),
+        (["--local", "--processes", "2"], "data.virtual_world_size is 1"),
+    ):
+        assert submit.main(["--sweep", path, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert submit.main(["--sweep", path, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "8, 0 finished, 48 steps in all" in out
+    assert not (tmp_path / "sweep").exists()

@@ -1,0 +1,74 @@
+"""`launch/submit.py --sweep`: what it prints, checks and starts."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+
+from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.jobs.sweep import Sweep, fitting, make_array, read_sweep, submit
+from w2v2dist.jobs.sweep_here import run_here
+from w2v2dist.runtime.distributed import VirtualRanks
+
+
+def run(
+    args: argparse.Namespace,
+    cluster: ClusterConfig | None,
+    nodes: tuple[int, int],
+    minutes_of: Callable[[str], int],
+) -> int:
+    """Train the cells of a sweep's file here (without `cluster`), or submit them. Exit status as
+    submit.py's. Raises ConfigError or ValueError."""
+    if args.at_once is not None and args.at_once < 1:
+        raise ValueError(f"--at-once is {args.at_once} but must be at least 1")
+    sweep = read_sweep(args.config, args.overrides)
+    if cluster is None:
+        return _here(sweep, args)
+    low, high = nodes
+    cluster = fitting(sweep, cluster)
+    shown = str(low) if low == high else f"{low}-{high}"
+    array = make_array(sweep, cluster, shown, minutes_of(cluster.time))
+    for cell in sweep.cells:
+        VirtualRanks(cell.config.data.virtual_world_size).check(high * cluster.num_tasks_per_node)
+    if args.dry_run:
+        print(*_plan(sweep), sep="\n")
+        print(f"\n# the sbatch script, which gets --array\n{array.script()}")
+        print("\nnothing was submitted (--dry-run)")
+        return 0
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "sbatch is not on the PATH, so this is no Slurm login node: run here with --local, or "
+            "print the cells and the sbatch script with --dry-run"
+        )
+    try:
+        said = submit(sweep, array, args.at_once)
+    except Exception as error:  # submitit wraps what sbatch said in an exception of its own
+        print(
+            f"submit.py: sbatch refused the array: {' '.join(str(error).split())}", file=sys.stderr
+        )
+        return 1
+    print(*said, sep="\n")
+    return 0
+
+
+def _plan(sweep: Sweep) -> list[str]:
+    steps = sum(cell.config.loop.max_steps for cell in sweep.cells)
+    finished = sum(cell.is_finished for cell in sweep.cells)
+    return [
+        f"sweep           {sweep.folder}",
+        f"cells           {len(sweep.cells)}, {finished} finished, {steps:,} steps in all",
+        *(f"  {cell.name}" for cell in sweep.cells),
+    ]
+
+
+def _here(sweep: Sweep, args: argparse.Namespace) -> int:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    widest = min(cell.config.data.virtual_world_size for cell in sweep.cells)
+    num_processes = args.processes if args.processes is not None else min(gpus or 2, widest)
+    if num_processes < 1:
+        raise ValueError(f"--processes is {num_processes} but must be at least 1")
+    for cell in sweep.cells:
+        VirtualRanks(cell.config.data.virtual_world_size).check(num_processes)
+    return run_here(sweep, num_processes, args.at_once or 1, gpus)

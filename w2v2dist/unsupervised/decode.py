@@ -1,0 +1,216 @@
+"""`w2v2dist unsupervised decode`: what a trained generator reads in stored features, and its phone
+errors where the features have labels."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from w2v2dist.config import ConfigError
+from w2v2dist.data.alphabet import Alphabet
+from w2v2dist.decode.arguments import decoding_arguments, decoding_from
+from w2v2dist.decode.beam_config import Hypothesis
+from w2v2dist.decode.decoders import DecodingConfig, identity, make_decoder
+from w2v2dist.decode.emissions import Emission
+from w2v2dist.decode.language_models import NO_LEXICON
+from w2v2dist.decode.results import Line, score, write
+from w2v2dist.lm.arpa import MARKS, arpa_words, sniff
+from w2v2dist.runtime.logging import console
+from w2v2dist.unsupervised.feature_store import FeatureStore
+from w2v2dist.unsupervised.phone_text import META, SILENCE, SPECIAL, PhoneText
+from w2v2dist.unsupervised.trained import Trained, open_trained
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How outputs become phones: `<SIL>` is an optional blank between two, as in CTC."""
+
+    search: DecodingConfig
+    stride: int  # frames an output; it may be another than the training's
+    silence_weight: float = 0.0  # added to the logit of <SIL>
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ConfigError(f"--stride is {self.stride} but must be at least 1")
+        if not np.isfinite(self.silence_weight):
+            raise ConfigError(f"--silence-weight is {self.silence_weight} but must be finite")
+
+
+def alphabet_of(symbols: list[str]) -> Alphabet:
+    """The symbols as decoders know them: `<SIL>` is the blank, the special ones cannot be."""
+    silence = len(symbols) - 1
+    special = frozenset({*range(len(SPECIAL)), silence})
+    return Alphabet(tokens=tuple(symbols), blank=silence, special=special, units="phones")
+
+
+def emissions(
+    trained: Trained, store: FeatureStore, stride: int, silence_weight: float = 0.0
+) -> Iterator[Emission]:
+    """Log-probabilities (O, V) of every utterance, in the order of the store. Each is heard alone:
+    padding of a batch would change the last outputs of version 2. Raises ConfigError for features
+    of another kind than the training's."""
+    trained.check(store)
+    for i in range(len(store)):
+        frames = torch.from_numpy(store.frames(i)).unsqueeze(0)
+        padding = torch.zeros(frames.shape[:2], dtype=torch.bool)
+        with torch.no_grad():
+            logits = trained.generator(frames, padding, stride).logits[0]
+        logits[:, -1] += silence_weight
+        yield logits.log_softmax(-1).numpy()
+
+
+def decode(trained: Trained, store: FeatureStore, decoding: Decoding) -> list[Line]:
+    """What is read in every utterance: phones between blanks, with the words of a lexicon beside
+    them. Raises ConfigError for a language model or lexicon of other phones."""
+    letters = alphabet_of(trained.symbols)
+    _check_lm(decoding.search, trained.symbols)
+    decoder = make_decoder(decoding.search, letters, torch.device("cpu"))
+    for note in decoder.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+    heard = emissions(trained, store, decoding.stride, decoding.silence_weight)
+    beam = decoding.search.beam
+    if decoding.search.decoder == "greedy":
+        found: Iterable[list[Hypothesis]] = decoder.decode(heard, beam)
+    else:
+        found = decoder.decode(
+            [*heard], beam
+        )  # before processes are forked: they must not use torch
+    shown = track(found, "decoding", len(store), console=console, transient=True)
+    lines = [
+        _line(store, key, best[0], letters) for key, best in zip(store.keys, shown, strict=True)
+    ]
+    decoder.close()
+    return lines
+
+
+def _line(store: FeatureStore, key: str, best: Hypothesis, letters: Alphabet) -> Line:
+    phones = (store.labels.get(key) or {}).get("phones", "").split()
+    truth = " ".join(phone for phone in phones if phone != SILENCE)
+    more = {"lexicon_words": " ".join(best.words)} if best.words else {}
+    score = {"score": round(best.score, 4)}
+    return Line(key, truth, letters.decode(best.path), {**score, **more})
+
+
+def _check_lm(search: DecodingConfig, symbols: list[str]) -> None:
+    """Raise ConfigError where an n-gram of phones is of other phones than the run's."""
+    if search.lm is None or search.lexicon not in (None, NO_LEXICON):
+        return
+    path = Path(search.lm)
+    if not path.is_file() or path.suffix in (".pt", ".pth") or sniff(path) != "arpa":
+        return
+    words, own = {*arpa_words(path)}.difference(MARKS), {*symbols[len(SPECIAL) : -1]}
+    if SILENCE in words:
+        raise ConfigError(
+            f"{path} has {SILENCE}, which a search has as a blank between phones: give the n-gram "
+            "without it (4gram.arpa of `w2v2dist unsupervised text`)"
+        )
+    if strange := sorted(words - own):
+        raise ConfigError(
+            f"{path} has {len(strange)} symbols that the run has not ({' '.join(strange[:5])}): it "
+            "is of other phones, or of words; give the n-gram of the text of the training, or "
+            "with words a --lexicon"
+        )
+
+
+def read_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN, its features and how they are decoded, for `read_by`."""
+    add = parser.add_argument
+    add("--data", metavar="STORE", help="features (default: data.valid of the run)")
+    text = "the text of phones that the run was trained on (default: its data.text, where it is)"
+    add("--text", metavar="FOLDER", help=text)
+    stride = "frames an output (default: the training's; version 2 reads better at 2 with an LM)"
+    add("--stride", type=int, metavar="N", help=stride)
+    rest = "added to the logit of <SIL> (default 0); more: fewer phones"
+    add("--silence-weight", type=float, default=0.0, metavar="X", help=rest)
+    parser.set_defaults(trust_pickle=False)
+    decoding_arguments(parser, num_best=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was read, by what and how."""
+
+    trained: Trained
+    store: FeatureStore
+    decoding: Decoding
+    lines: list[Line]
+
+    @property
+    def name(self) -> str:
+        """What tells it from other readings of the run."""
+        search, parts = self.decoding.search, [self.store.folder.resolve().name]
+        parts += [search.decoder, f"stride{self.decoding.stride}"]
+        return "-".join([*parts, *[Path(n).name for n in (search.lm, search.lexicon) if n]])
+
+
+def read_by(args: argparse.Namespace) -> Read:
+    """Decode as the arguments say. Raises ConfigError."""
+    symbols = PhoneText(args.text).symbols if args.text else None
+    trained = open_trained(Path(args.run), symbols)
+    data = trained.config.data
+    if symbols is None and data.text and (Path(data.text) / META).is_file():
+        open_trained(Path(args.run), PhoneText(data.text).symbols)  # it may have been made anew
+    given = args.data or data.valid
+    if not given:
+        raise ConfigError("the run has no data.valid: give features with --data STORE")
+    store = FeatureStore(given)
+    stride = trained.config.model.generator.stride if args.stride is None else args.stride
+    search = dataclasses.replace(decoding_from(args), num_best=1)
+    decoding = Decoding(search=search, stride=stride, silence_weight=args.silence_weight)
+    return Read(trained, store, decoding, decode(trained, store, decoding))
+
+
+def write_read(read: Read, folder: Path) -> dict[str, Any]:
+    """Write what was read as evaluations are written; the scores are of utterances with labels."""
+    labelled = [line for line in read.lines if line.reference]
+    result = score(labelled, alphabet_of(read.trained.symbols)) if labelled else {}
+    decoding = read.decoding
+    asked: dict[str, Any] = {"model": str(read.trained.folder), "data": read.store.fingerprint}
+    asked |= {"stride": decoding.stride, "silence_weight": decoding.silence_weight}
+    if decoding.search.decoder != "greedy":
+        asked["beam"] = asdict(decoding.search.beam)
+    about = {
+        "checkpoint": str(read.trained.folder),
+        "data": str(read.store.folder),
+        **result,
+        "num_utterances": len(read.lines),
+        "num_empty": sum(not line.hypothesis for line in read.lines),
+        "asked": {**asked, **identity(decoding.search)},
+    }
+    write(folder, read.lines, [], about, "word")
+    return about
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `w2v2dist unsupervised decode` takes."""
+    parser.add_argument("run", metavar="RUN", help="run folder of task unsupervised, or a step's")
+    read_arguments(parser)
+    where = "where the results go (default: RUN/decoded/NAME)"
+    parser.add_argument("--output", metavar="DIR", type=Path, help=where)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read stored features with a trained generator: the most likely phone of each output, or a
+    search with an n-gram of phones, or of words by a lexicon. Writes what was read with phone
+    errors, confusions and the worst utterances where the features have labels.
+
+    example:
+      w2v2dist unsupervised decode runs/unsupervised/v1 --data features/test
+      w2v2dist unsupervised decode runs/unsupervised/v2 --data features/test --stride 2 \\
+        --lm text/4gram.arpa
+      w2v2dist unsupervised decode runs/unsupervised/v2 --lm words.arpa --lexicon text/lexicon.txt
+    """
+    read = read_by(args)
+    folder = args.output or Path(args.run) / "decoded" / read.name
+    about = write_read(read, folder)
+    if "per" in about:
+        rate, low, high = (100 * about[name] for name in ("per", "per_low", "per_high"))
+        console.print(f"PER {rate:.2f} % ({low:.2f} to {high:.2f})", markup=False)
+    empty = f", {about['num_empty']} of them empty" if about["num_empty"] else ""
+    console.print(f"{about['num_utterances']} utterances{empty}   (see {folder})", markup=False)
