@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 
 from w2v2dist.config import ConfigError
+from w2v2dist.reporting.panels import panels_of
+from w2v2dist.reporting.runs import read_run
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.preemption import PreemptionFlag
 from w2v2dist.tasks.linear_probe import LinearProbe
@@ -109,3 +113,19 @@ def test_layers(layers: Sequence[int], num_layers: int, wanted: list[int]) -> No
     assert ProbeConfig(layers=tuple(layers)).of(num_layers) == wanted
     with pytest.raises(ConfigError, match=r"probe.layers has 13"):
         ProbeConfig(layers=(13,)).of(12)
+
+
+def test_the_report_has_a_curve_for_each_layer(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("task: pretrain\nloop: {max_steps: 40}\n")
+    (tmp_path / "events.jsonl").write_text('{"event": "start", "time": 1.0, "world_size": 1}\n')
+    rows: list[dict[str, float]] = []
+    for step in (10, 20):
+        rows.append({"step": step, "loss": 2.0, "seconds": 1.0, "time": step})
+        cer = {f"probe/layer_{layer:02d}/cer": 0.5 for layer in (2, 11)}
+        rows.append({"step": step, **cer, "probe/seconds": 3.0, "time": step + 0.5})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(tmp_path)
+    assert run is not None
+    (panel,) = [panel for panel in panels_of([run]) if "probe" in panel.title]
+    assert [*panel.curves.values()] == ["layer 02", "layer 11"]
+    assert run.series("probe/layer_11/cer")[1].tolist() == [0.5, 0.5]
