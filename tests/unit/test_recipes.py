@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import subprocess
 import sys
@@ -459,6 +458,7 @@ def test_dry_run_needs_no_corpora_and_touches_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some thirty processes start one after the other
 def test_the_tiny_recipe_from_speech_to_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +469,7 @@ def test_the_tiny_recipe_from_speech_to_its_table(
     trainings = ("pretrain", "finetune")
     small = [f"stages.{g}.set.model.{k}={v}" for g in trainings for k, v in model.items()]
     small += ["let.pretrain_steps=10", "let.finetune_steps=10", "let.lm_steps=10", "folder=out"]
+    small += ["let.splits=[{id: test, column: test_clean}]"]
     command = ["--recipe", ROOT / "configs/recipes/tiny.yaml", f"corpora.speech={speech}", *small]
     assert run(*command) == 0
     recipe = read_recipe(Path("out"))
@@ -476,7 +477,7 @@ def test_the_tiny_recipe_from_speech_to_its_table(
     made = csv.DictReader(Path("out/table/table.csv").read_text(encoding="utf-8").splitlines())
     places = {(r["split"], r["decoder"]): r["num_seeds"] for r in made}
     decoders = ("greedy", "ngram", "transformer")
-    assert places == dict.fromkeys(itertools.product(("dev_clean", "test_clean"), decoders), "2")
+    assert places == dict.fromkeys([("test_clean", decoder) for decoder in decoders], "2")
 
 
 # As jobs
