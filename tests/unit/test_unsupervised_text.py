@@ -178,13 +178,33 @@ def test_garbled_lexica(tmp_path: Path, line: str, said: str) -> None:
         ("the cat\n", ("--min-phones", "0"), "--min-phones is 0"),
         ("the cat\n", ("--order", "9"), "--order is 9"),
         ("the x\nthe y\nthe z\n", (), r"3 of 3 sentences left out \(100.0%\): 3 with a word outs"),
-        ("the \xff cat\n", ("--workers", "-1"), "--workers is -1"),
+        ("the cat\n", ("--workers", "-1"), "--workers is -1"),
+        ("the cat\n", ("--silence", "nan"), "--silence is nan"),
     ],
 )
 def test_texts_that_cannot_be(tmp_path: Path, text: str, options: tuple[str, ...], said) -> None:
     with pytest.raises(ValueError, match=said):
         made(tmp_path, text, *options)
-    assert not (tmp_path / "out/meta.json").exists() or options[:1] == ("--order",)
+    assert not (tmp_path / "out/meta.json").exists()
+
+
+def test_phones_that_are_marks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the phone '<SIL>' is there twice"):
+        made(tmp_path, "a <SIL> b\n", "--phones", lexicon=None)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"the cat\nthe \xff cat\n")
+    (tmp_path / "l.txt").write_text(LEXICON, "utf-8")
+    given = [f"{tmp_path}/t.txt", "--lexicon", f"{tmp_path}/l.txt", "--output", f"{tmp_path}/out"]
+    module, args = parse(["unsupervised", "text", *given, "--min-count", "1", "--min-phones", "1"])
+    with pytest.raises(ValueError, match="line 2, is not UTF-8 text"):
+        module.run(args)
+    (tmp_path / "t.txt").write_bytes(
+        b"\xef\xbb\xbfthe cat\x00\r\n" + b"the " * 400_000 + b"\ndog\n"
+    )
+    assert module.run(args) == 0
+    assert len(PhoneText(tmp_path / "out")) == 2, "a line of a megabyte is no sentence"
 
 
 def test_a_lexicon_that_is_not_there(tmp_path: Path, capsys) -> None:

@@ -16,6 +16,7 @@ from w2v2dist.data.index_writer import atomic, made
 from w2v2dist.data.sentences import fingerprint_of
 from w2v2dist.decode.forked import ForkedPool
 from w2v2dist.lm.lines import progress, text_files
+from w2v2dist.lm.ngram import Settings
 from w2v2dist.lm.sentences import LONGEST, sentences
 from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.runtime.logging import console
@@ -165,6 +166,8 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"{name} is {value} but must be at least 1")
     if args.workers < 0:
         raise ConfigError(f"--workers is {args.workers} but must be at least 0 (one a core)")
+    for order in args.order:
+        Settings(order)  # raises
     silences = None if args.no_silence else Silences(probability=args.silence, seed=args.seed)
     paths = text_files(args.text)
     if "-" in paths:
