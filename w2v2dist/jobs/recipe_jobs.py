@@ -22,8 +22,8 @@ from w2v2dist.jobs.cluster import (
 )
 from w2v2dist.jobs.recipe_stage import finish
 from w2v2dist.recipes.prepare import hand_out, prepare
-from w2v2dist.recipes.recipe import Recipe, Stage
-from w2v2dist.recipes.state import State, end_path, read_json, write_json
+from w2v2dist.recipes.recipe import Recipe, Stage, read_json
+from w2v2dist.recipes.state import State, end_path, write_json
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.tasks.train import read_config
 from w2v2dist.training.lock import locked

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -28,7 +27,7 @@ from w2v2dist.recipes.expand import (
     spelled,
     words,
 )
-from w2v2dist.recipes.places import Places
+from w2v2dist.recipes.places import Places, lasting_path, path_of
 from w2v2dist.recipes.prints import given_print
 from w2v2dist.recipes.recipe import OUT, OUTPUTS, RESOLVED, Argv, Cell, Recipe, Stage
 from w2v2dist.tasks.train import read_config
@@ -81,9 +80,13 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
         written["stages"] = {name: entry for name, entry in stages.items() if entry is not None}
     read = from_dict(RecipeFile, written)
     # A folder that was filled is where it is now
-    folder = path if path.is_dir() else Path(str(_path(read.folder or f"{FOLDERS}/{read.recipe}")))
-    corpora = {name: _path(value) for name, value in read.corpora.items()}
-    given = {name: str(_path(value)) for name, value in read.given.items() if value is not None}
+    folder = (
+        path if path.is_dir() else Path(str(path_of(read.folder or f"{FOLDERS}/{read.recipe}")))
+    )
+    corpora = {name: path_of(value) for name, value in read.corpora.items()}
+    given = {
+        name: str(lasting_path(value)) for name, value in read.given.items() if value is not None
+    }
     drafts = _drafts(read, folder)
     if unknown := [name for name in given if name not in drafts]:
         raise ConfigError(f"given.{unknown[0]}: the recipe has no such stage: {_some(drafts)}")
@@ -98,12 +101,14 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
         stages=_finished(drafts, Places(folder, corpora, given)),
         corpora=corpora,
         given=given,
-        written={**written, "folder": str(folder)},
+        written={
+            **written,
+            "folder": str(folder),
+            "corpora": {name: lasting_path(value) for name, value in read.corpora.items()},
+            "given": given,
+        },
+        overrides=tuple(overrides),
     )
-
-
-def _path(value: Any) -> str | None:
-    return None if value is None else os.path.expanduser(os.path.expandvars(spelled(value)))
 
 
 def _some(names: Mapping[str, Any], count: int = 12) -> str:
