@@ -362,7 +362,8 @@ def test_the_tables_are_read_with_the_settings_of_the_command(
     stage.folder.mkdir()
     for name in stage.outputs:
         (stage.folder / name).touch()
-    finish(json.loads(hand_out(recipe, stage).read_text()), stage.folder, 1.0)
+    task = json.loads(hand_out(recipe, stage).read_text())
+    finish(task, Path(task["folder"]), 1.0)
     assert names(read_recipe(path))["text"] == "changed"
     started = read_started(path)
     assert names(started) == {"text": "done", "score": "waiting"}
@@ -394,6 +395,34 @@ def test_a_folder_and_what_was_given_are_found_from_everywhere(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert prints(read_recipe(folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages.train.nodes=x"], r"stages.train.nodes is 'x' but must be N or MIN-MAX"),
+        (["stages.train.nodes=0"], r"stages.train.nodes is '0' but must be N or MIN-MAX"),
+        (["stages.train.nodes=8-4"], r"stages.train.nodes is '8-4' but must be N or MIN-MAX"),
+        (["recipe=../x"], r"recipe is '../x' but must be a name of letters"),
+        (["recipe=my recipe"], r"recipe is 'my recipe' but must be a name of letters"),
+        (["recipe=.."], r"recipe is '..' but must be a name of letters"),
+        (["corpora.text=x"], r"corpora.text: the recipe has none; it has texts"),
+        (["let.order=[2]"], r"let.order: the recipe has none; it has orders"),
+    ],
+)
+def test_mistakes_of_the_command_line(write: Write, overrides: list[str], message: str) -> None:
+    train = {"train": str(ROOT / "configs/tiny_pretrain.yaml"), "set": {"data.train": "@text"}}
+    stages = {"again": None, "ngram": None, "train": train}
+    if "let.order=[2]" in overrides:
+        stages = {"again": None, "ngram": None}
+    path = write(stages=stages)
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(path, overrides)
+
+
+def test_a_value_of_the_command_line_for_a_stage_of_it(write: Write) -> None:
+    more = ["stages.more.run=w2v2dist lm text {corpora.new} --output {out}", "corpora.new=x"]
+    assert read_recipe(write(), more).stages["more"].reads == ("new",)
 
 
 def test_ctrl_c_before_anything_is_at_work(

@@ -238,7 +238,10 @@ def _shared(cluster: ClusterConfig) -> dict[str, Any]:
 
 def _script(options: dict[str, Any], cluster: ClusterConfig, tasks: Sequence[str]) -> str:
     """A batch script that runs the task of its number in the array."""
-    lines = [f"#SBATCH --{k}" + ("" if v is True else f"={v}") for k, v in options.items()]
+    lines = [
+        f"#SBATCH --{k}" + ("" if v is True else f"={shlex.quote(str(v))}")
+        for k, v in options.items()
+    ]
     python = cluster.python or shlex.quote(sys.executable)
     run = ["srun", "--ntasks=1", "--cpu-bind=none", *map(shlex.quote, cluster.srun_args), python]
     return "\n".join(

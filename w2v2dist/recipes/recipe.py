@@ -72,6 +72,14 @@ class Stage:
     fingerprint: str = ""  # of that, and of all that it needs
     cell: Cell | None = None
 
+    def __post_init__(self) -> None:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", self.nodes)
+        if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
+            raise ConfigError(
+                f"stages.{self.group}.nodes is {self.nodes!r} but must be N or MIN-MAX, 1 <= MIN "
+                "<= MAX: for example 8 or 12-16"
+            )
+
     @property
     def is_training(self) -> bool:
         """Whether it is a run with checkpoints."""
