@@ -50,13 +50,17 @@ ENDED = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 submitted or finished, 1 failed, 2 a user's mistake, 75 saved on a signal."""
+    """Exit status: 0 submitted or finished, 1 failed, 2 a user's mistake, 75 saved on a signal, 130
+    Ctrl-C before anything was at work."""
     args = parse_args(argv)
     try:
         return _run(args)
     except (ConfigError, ValueError) as error:
         print(f"submit.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while it was preparing; trainings and stages end by themselves
+        print(f"\nsubmit.py: interrupted; {args.again} goes on", file=sys.stderr)
+        return 130
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

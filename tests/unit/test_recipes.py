@@ -19,11 +19,11 @@ from tests.speech import write_librispeech
 from w2v2dist.cli import main as main_status
 from w2v2dist.config import ConfigError
 from w2v2dist.jobs.recipe_jobs import batches, dependency
-from w2v2dist.jobs.recipe_stage import make
+from w2v2dist.jobs.recipe_stage import finish, make
 from w2v2dist.recipes.expand import canonical, expanded, filled, words
 from w2v2dist.recipes.prepare import hand_out, prepare
 from w2v2dist.recipes.prints import corpus_print
-from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
+from w2v2dist.recipes.recipe import Recipe, command_of, is_recipe, read_recipe, read_started
 from w2v2dist.recipes.state import State, states
 from w2v2dist.reporting.recipe_status import rows
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
@@ -344,6 +344,98 @@ def test_a_failure_takes_what_depends_on_it_and_nothing_else(
     bad["broken"] = {"run": "w2v2dist lm ngram @text/text.txt --order 2 --output {out}/lm.arpa"}
     assert run("--recipe", write(stages=bad)) == 0
     assert capsys.readouterr().out.count("done before") == 3
+
+
+def test_the_tables_are_read_with_the_settings_of_the_command(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = {"row": "a row", "split": "dev", "decoder": "greedy", "seed": 1}
+    score = {"run": "w2v2dist evaluate @text --data @text --output {out}", "cell": cell}
+    let = {"orders": [2, 3], "rarest": 1}
+    text = {"run": "w2v2dist lm text {corpora.texts} --min-count {rarest} --output {out}"}
+    path = write(let=let, stages={"text": text, "again": None, "ngram": None, "score": score})
+    recipe = read_recipe(path, ["let.rarest=2"])
+    command = f"python launch/submit.py --local --recipe {path} let.rarest=2"
+    prepare(recipe, command)
+    stage = recipe.stages["text"]
+    stage.folder.mkdir()
+    for name in stage.outputs:
+        (stage.folder / name).touch()
+    task = json.loads(hand_out(recipe, stage).read_text())
+    finish(task, Path(task["folder"]), 1.0)
+    assert names(read_recipe(path))["text"] == "changed"
+    started = read_started(path)
+    assert names(started) == {"text": "done", "score": "waiting"}
+    assert command_of(started) == command
+    assert main_status(["table", str(path)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(command)
+    more = read_started(path, ["let.rarest=1"])  # over those of the command
+    assert names(more)["text"] == "changed"
+    assert command_of(more).endswith(f"{path} let.rarest=2 let.rarest=1")
+
+    prepare(read_recipe(started.folder, ["stages.score=null"]))  # on top of what its file has
+    assert names(read_started(path)) == {"text": "done"}
+    # What has changed in the file since then has changed
+    path.write_text(path.read_text().replace("--output", "--lower --output"))
+    assert names(read_started(path)) == {"text": "changed"}
+
+
+def test_a_folder_and_what_was_given_are_found_from_everywhere(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(stages={"again": None, "ngram": None, "small": CHAIN["stages"]["ngram"]})
+    given = tmp_path / "mine"
+    given.mkdir()
+    before = prints(read_recipe(path, ["given.text=mine"]))
+    for spelled in ("mine/", "./mine", given):
+        assert prints(read_recipe(path, [f"given.text={spelled}"])) == before
+    prepare(read_recipe(path, ["given.text=mine"]))
+    folder = read_recipe(path).folder.absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert prints(read_recipe(folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages.train.nodes=x"], r"stages.train.nodes is 'x' but must be N or MIN-MAX"),
+        (["stages.train.nodes=0"], r"stages.train.nodes is '0' but must be N or MIN-MAX"),
+        (["stages.train.nodes=8-4"], r"stages.train.nodes is '8-4' but must be N or MIN-MAX"),
+        (["recipe=../x"], r"recipe is '../x' but must be a name of letters"),
+        (["recipe=my recipe"], r"recipe is 'my recipe' but must be a name of letters"),
+        (["recipe=.."], r"recipe is '..' but must be a name of letters"),
+        (["corpora.text=x"], r"corpora.text: the recipe has none; it has texts"),
+        (["let.order=[2]"], r"let.order: the recipe has none; it has orders"),
+    ],
+)
+def test_mistakes_of_the_command_line(write: Write, overrides: list[str], message: str) -> None:
+    train = {"train": str(ROOT / "configs/tiny_pretrain.yaml"), "set": {"data.train": "@text"}}
+    stages = {"again": None, "ngram": None, "train": train}
+    if "let.order=[2]" in overrides:
+        stages = {"again": None, "ngram": None}
+    path = write(stages=stages)
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(path, overrides)
+
+
+def test_a_value_of_the_command_line_for_a_stage_of_it(write: Write) -> None:
+    more = ["stages.more.run=w2v2dist lm text {corpora.new} --output {out}", "corpora.new=x"]
+    assert read_recipe(write(), more).stages["more"].reads == ("new",)
+
+
+def test_ctrl_c_before_anything_is_at_work(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write()
+
+    def read(*_: object) -> str:  # a large corpus takes minutes
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("w2v2dist.recipes.prepare.corpus_print", read)
+    assert run("--recipe", path) == 130
+    command = f"python launch/submit.py --local --recipe {path}"
+    assert f"interrupted; {command} goes on" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from w2v2dist.config import PAPER, ConfigError, read_paper, read_yaml
 from w2v2dist.data.alphabet import alphabet
 from w2v2dist.decode.results import Line, score, write
 from w2v2dist.decode.significance import seeds_interval, t_quantile
+from w2v2dist.jobs.recipe_stage import finish
 from w2v2dist.recipes.recipe import DONE, Recipe, Stage, read_recipe
 from w2v2dist.recipes.state import end_path, write_json
 from w2v2dist.reporting.beside import tables_of
@@ -262,7 +263,7 @@ def test_a_row_may_be_spelled_in_another_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"wer": 0.1', "cannot be read"),
+        ('{"wer": 0.1', "cannot be used"),
         ("[1]", "it holds no mapping"),
         ('{"asked": ASKED}', "it has no error rate"),
         ('{"asked": ASKED, "wer": "x"}', "wer is 'x' but must be a number"),
@@ -271,7 +272,7 @@ def test_a_row_may_be_spelled_in_another_way(tmp_path: Path) -> None:
         ('{"asked": ASKED, "wer": NaN}', "wer is nan but must be a number"),
         ('{"asked": ASKED, "wer": 0.1, "wer_low": []}', "wer_low is [] but must be a number"),
         ('{"wer": 0.1}', "it is of model ?, not of finetune_1"),
-        ("", "cannot be read"),
+        ("", "cannot be used"),
     ],
 )
 def test_a_broken_evaluation_is_said(
@@ -308,6 +309,19 @@ def test_what_is_of_something_else_is_said(tmp_path: Path) -> None:
     assert changed.stages.keys() == again.stages.keys()
     assert [m.seed for m in _missing(again)] == [1, 2, 3]
     assert "was made before a change (what it needs)" in _missing(again)[0].why
+
+
+def test_an_edited_evaluation_is_not_used(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    stage = recipe.stages["greedy_1_test_clean"]
+    path = evaluated(recipe, stage.name, 4)
+    task = {"folder": str(path.parent), "stage": stage.name, "kind": stage.kind}
+    finish({**task, "what": stage.what, "fingerprint": stage.fingerprint}, path.parent, 1.0)
+    assert [m.seed for m in _missing(recipe)] == [2, 3]
+    path.write_text(path.read_text().replace('"wer": 0.1', '"wer": 0.01'))
+    assert _missing(recipe)[0].why == (
+        f"not used: {path} cannot be used (it is not what the stage wrote); remove it"
+    )
 
 
 def test_a_stage_may_be_a_link(tmp_path: Path) -> None:

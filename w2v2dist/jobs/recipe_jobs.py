@@ -22,8 +22,8 @@ from w2v2dist.jobs.cluster import (
 )
 from w2v2dist.jobs.recipe_stage import finish
 from w2v2dist.recipes.prepare import hand_out, prepare
-from w2v2dist.recipes.recipe import Recipe, Stage
-from w2v2dist.recipes.state import State, end_path, read_json, write_json
+from w2v2dist.recipes.recipe import Recipe, Stage, read_json
+from w2v2dist.recipes.state import State, end_path, write_json
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.tasks.train import read_config
 from w2v2dist.training.lock import locked
@@ -238,7 +238,10 @@ def _shared(cluster: ClusterConfig) -> dict[str, Any]:
 
 def _script(options: dict[str, Any], cluster: ClusterConfig, tasks: Sequence[str]) -> str:
     """A batch script that runs the task of its number in the array."""
-    lines = [f"#SBATCH --{k}" + ("" if v is True else f"={v}") for k, v in options.items()]
+    lines = [
+        f"#SBATCH --{k}" + ("" if v is True else f"={shlex.quote(str(v))}")
+        for k, v in options.items()
+    ]
     python = cluster.python or shlex.quote(sys.executable)
     run = ["srun", "--ntasks=1", "--cpu-bind=none", *map(shlex.quote, cluster.srun_args), python]
     return "\n".join(

@@ -8,8 +8,8 @@ from w2v2dist.config import to_yaml
 from w2v2dist.jobs.local import last_line, run_local
 from w2v2dist.jobs.recipe_stage import finish, make
 from w2v2dist.recipes.prepare import hand_out, prepare
-from w2v2dist.recipes.recipe import Recipe, Stage
-from w2v2dist.recipes.state import end_path, read_json, write_json
+from w2v2dist.recipes.recipe import Recipe, Stage, read_json
+from w2v2dist.recipes.state import end_path, write_json
 from w2v2dist.runtime.distributed import VirtualRanks
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 from w2v2dist.tasks.train import read_config
@@ -94,8 +94,11 @@ def _run(recipe: Recipe, stage: Stage, num_processes: int) -> int:
     if status == 0:
         made = read_json(task)
         finish(made, Path(made["folder"]), time.time() - started)
-    elif status not in INTERRUPTED:
+    else:
         why = f"a process was ended by signal {status - 128}" if status > 128 else last_line(logs)
         values = {"fingerprint": stage.fingerprint, "why": why, "status": status}
+        if status in INTERRUPTED:
+            values |= {"why": "ended by a signal; it goes on from its newest checkpoint"}
+            values |= {"signal": status}
         write_json(end_path(recipe.folder, stage.name), values)
     return status

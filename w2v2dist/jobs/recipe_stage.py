@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from w2v2dist import __version__
 from w2v2dist.recipes.build import REPOSITORY
-from w2v2dist.recipes.recipe import DONE, OUT
-from w2v2dist.recipes.state import end_path, read_json, write_json
+from w2v2dist.recipes.recipe import DONE, EVALUATION, OUT, digest_of, read_json
+from w2v2dist.recipes.state import end_path, write_json
 from w2v2dist.training.lock import InUseError, locked
 
 PR_SET_PDEATHSIG = 1
@@ -84,6 +84,8 @@ def finish(task: Mapping[str, Any], part: Path, seconds: float) -> None:
     folder = Path(task["folder"])
     values = {name: task[name] for name in ("stage", "kind", "fingerprint", "what")}
     where = {"job": job_here(), "host": platform.node(), "version": __version__}
+    if (digest := digest_of(part / EVALUATION)) is not None:
+        values["digest"] = digest
     write_json(part / DONE, {**values, "seconds": round(seconds, 1), "time": time.time(), **where})
     if part != folder:
         if folder.exists():  # of no record: not ours

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from w2v2dist.config import (
     changeable,
     flatten,
     from_dict,
-    merge,
     parse_overrides,
     read_yaml,
     to_dict,
@@ -28,9 +26,10 @@ from w2v2dist.recipes.expand import (
     spelled,
     words,
 )
-from w2v2dist.recipes.places import Places
+from w2v2dist.recipes.places import Places, lasting_path, path_of
 from w2v2dist.recipes.prints import given_print
 from w2v2dist.recipes.recipe import OUT, OUTPUTS, RESOLVED, Argv, Cell, Recipe, Stage
+from w2v2dist.recipes.written import RecipeFile, StageFile, overridden, some
 from w2v2dist.tasks.train import read_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,38 +41,10 @@ FOLDERS = "runs/recipes"
 COUNT = {"data.train", "data.valid", "loop.validate_every"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageFile:
-    """An entry under `stages`: one stage, or one for each combination of `each`."""
-
-    each: dict[str, Any] = field(default_factory=dict)  # variable -> values, or a list's name
-    train: str | None = None  # the YAML file of a training …
-    set: dict[str, Any] = field(default_factory=dict)  # … and what wins over it
-    run: Any = None  # any other command of this project, or a list of them
-    needs: tuple[str, ...] = ()  # beside those that it names with @; evaluate_* is allowed
-    nodes: str = "1"  # of a training: N or MIN-MAX
-    resources: dict[str, Any] = field(default_factory=dict)  # of a command: options of sbatch
-    hours: Any = None  # of audio that the shards will have, for the estimates
-    cell: dict[str, Any] | None = None  # row, split, decoder, seed: its place in the tables
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecipeFile:
-    """A recipe as it is written."""
-
-    recipe: str  # its name
-    folder: str | None = None  # null: runs/recipes/NAME
-    corpora: dict[str, Any] = field(default_factory=dict)  # name -> folder or file, null: none
-    let: dict[str, Any] = field(default_factory=dict)  # values and lists that stages use
-    given: dict[str, Any] = field(default_factory=dict)  # stage -> PATH in place of its result
-    resources: dict[str, Any] = field(default_factory=dict)  # kind of a stage -> its `resources`
-    stages: dict[str, StageFile]
-
-
 def build_recipe(path: Path, overrides: list[str]) -> Recipe:
     """See `read_recipe`."""
     file = path / RESOLVED if path.is_dir() else path
-    written = merge(read_yaml(file), parse_overrides(overrides))
+    written = overridden(read_yaml(file), parse_overrides(overrides))
     if "recipe" not in written:
         raise ConfigError(f"{file} is no recipe: it has no key `recipe` with its name")
     stages = written.get("stages")
@@ -81,12 +52,16 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
         written["stages"] = {name: entry for name, entry in stages.items() if entry is not None}
     read = from_dict(RecipeFile, written)
     # A folder that was filled is where it is now
-    folder = path if path.is_dir() else Path(str(_path(read.folder or f"{FOLDERS}/{read.recipe}")))
-    corpora = {name: _path(value) for name, value in read.corpora.items()}
-    given = {name: str(_path(value)) for name, value in read.given.items() if value is not None}
+    folder = (
+        path if path.is_dir() else Path(str(path_of(read.folder or f"{FOLDERS}/{read.recipe}")))
+    )
+    corpora = {name: path_of(value) for name, value in read.corpora.items()}
+    given = {
+        name: str(lasting_path(value)) for name, value in read.given.items() if value is not None
+    }
     drafts = _drafts(read, folder)
     if unknown := [name for name in given if name not in drafts]:
-        raise ConfigError(f"given.{unknown[0]}: the recipe has no such stage: {_some(drafts)}")
+        raise ConfigError(f"given.{unknown[0]}: the recipe has no such stage: {some(drafts)}")
     kinds = {*OUTPUTS, *(draft.stage.kind for draft in drafts.values())}
     if unknown := [kind for kind in read.resources if kind not in kinds]:
         raise ConfigError(f"resources.{unknown[0]}: no stage is of that kind: {', '.join(kinds)}")
@@ -98,17 +73,14 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
         stages=_finished(drafts, Places(folder, corpora, given)),
         corpora=corpora,
         given=given,
-        written={**written, "folder": str(folder)},
+        written={
+            **written,
+            "folder": str(folder),
+            "corpora": {name: lasting_path(value) for name, value in read.corpora.items()},
+            "given": given,
+        },
+        overrides=tuple(overrides),
     )
-
-
-def _path(value: Any) -> str | None:
-    return None if value is None else os.path.expanduser(os.path.expandvars(spelled(value)))
-
-
-def _some(names: Mapping[str, Any], count: int = 12) -> str:
-    listed = list(names)
-    return ", ".join(listed[:count]) + (", …" if len(listed) > count else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,7 +249,7 @@ def _connected(drafts: dict[str, Draft]) -> dict[str, Draft]:
         named = references(raw)
         problems += [
             f"stages.{draft.stage.group}: {name} needs @{n}, but there is no such stage: "
-            f"{_some(drafts)}"
+            f"{some(drafts)}"
             for n in named
             if n not in drafts
         ]

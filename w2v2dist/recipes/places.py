@@ -1,10 +1,12 @@
 """Where everything of a recipe is: paths in place of its @references and {corpora}."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from w2v2dist.recipes.expand import REFERENCE, VALUE
+from w2v2dist.recipes.expand import REFERENCE, VALUE, spelled
 from w2v2dist.recipes.recipe import Argv
 
 
@@ -41,3 +43,14 @@ class Places:
             else:
                 out.append(self.put(word))
         return tuple(out)
+
+
+def path_of(value: Any) -> str | None:
+    """A path as it was written, with ~ and $NAME in it put in."""
+    return None if value is None else os.path.expanduser(os.path.expandvars(spelled(value)))
+
+
+def lasting_path(value: Any) -> str | None:
+    """A path that is the same from every folder, where there is something; an id of a hub stays."""
+    path = path_of(value)
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path

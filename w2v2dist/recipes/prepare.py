@@ -11,11 +11,10 @@ import yaml
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError
 from w2v2dist.recipes.prints import corpus_print
-from w2v2dist.recipes.recipe import DONE, IDENTITY, RESOLVED, Recipe, Stage
+from w2v2dist.recipes.recipe import DONE, IDENTITY, RESOLVED, Recipe, Stage, identity_of, read_json
 from w2v2dist.recipes.state import (
     State,
     part_of,
-    read_json,
     states,
     task_path,
     write_json,
@@ -82,7 +81,7 @@ def check_corpora(recipe: Recipe, found: Mapping[str, State]) -> list[str]:
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What the folder is of, with the versions of the corpora. Raises ConfigError where it is of
     another recipe, or of others."""
-    old = read_json(recipe.folder / IDENTITY)
+    old = identity_of(recipe.folder)
     if not old and recipe.folder.exists():
         known = {
             "lock",
@@ -127,7 +126,11 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
                 "Nothing was touched: use the files of then, or folder=DIR for the new ones"
             )
         corpora[corpus] = {"print": now, "path": path}
-    return {**old, "recipe": recipe.name, "version": __version__, "corpora": corpora}
+    settings = [*recipe.overrides]
+    if recipe.path == recipe.folder / RESOLVED:  # they come on top of those that are in it
+        settings = [*old.get("settings", []), *settings]
+    about = {"recipe": recipe.name, "version": __version__, "settings": settings}
+    return {**old, **about, "corpora": corpora}
 
 
 def _check_queue(recipe: Recipe, found: Mapping[str, State]) -> None:

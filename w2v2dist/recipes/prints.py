@@ -58,5 +58,6 @@ def given_print(path: str) -> str:
     if index.is_file():
         return hashlib.sha256(index.read_bytes()).hexdigest()[:16]
     links = [checkpoints / name for name in ("best", "latest")]
-    said = [path, *(os.path.basename(os.path.realpath(p)) for p in links if p.exists())]
+    said = [os.path.realpath(path) if place.exists() else path]
+    said += (os.path.basename(os.path.realpath(p)) for p in links if p.exists())
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

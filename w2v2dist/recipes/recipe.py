@@ -1,7 +1,9 @@
 """A recipe: stages that need each other, each made by commands of this project."""
 
+import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ SPLITS = (
 )
 DECODERS = ("greedy", "ngram", "transformer")
 TRAININGS = ("pretrain", "finetune", "language_model")
+EVALUATION = "evaluation.json"
 # The files that say that a stage's commands have made everything, by kind
 OUTPUTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(TRAININGS, ("config.yaml", "checkpoints/latest")),
@@ -22,8 +25,8 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "speech": ("SOURCE.txt",),
     "text": ("text.txt", "dict.txt", "lexicon.txt"),
     "ngram": (),
-    "tune": ("evaluation.json", "weights.json"),
-    "evaluate": ("evaluation.json",),
+    "tune": (EVALUATION, "weights.json"),
+    "evaluate": (EVALUATION,),
     "table": (),
 }
 DONE, RESOLVED, IDENTITY, OUT = "done.json", "recipe.yaml", "recipe.json", "{out}"
@@ -69,6 +72,14 @@ class Stage:
     fingerprint: str = ""  # of that, and of all that it needs
     cell: Cell | None = None
 
+    def __post_init__(self) -> None:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", self.nodes)
+        if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
+            raise ConfigError(
+                f"stages.{self.group}.nodes is {self.nodes!r} but must be N or MIN-MAX, 1 <= MIN "
+                "<= MAX: for example 8 or 12-16"
+            )
+
     @property
     def is_training(self) -> bool:
         """Whether it is a run with checkpoints."""
@@ -93,11 +104,7 @@ class Stage:
 
     def record(self) -> dict[str, Any]:
         """What done.json says; {} where there is none."""
-        try:
-            found = json.loads((self.folder / DONE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_json(self.folder / DONE)
 
     def done(self) -> bool:
         """Whether its commands ended with 0 as they are now, and what they made is there."""
@@ -115,7 +122,8 @@ class Recipe:
     stages: Mapping[str, Stage]
     corpora: Mapping[str, str | None]  # name -> folder or file
     given: Mapping[str, str]  # stage -> what is used in place of its result
-    written: Mapping[str, Any]  # the file's values under those of the command line
+    written: Mapping[str, Any]  # the file's values under those of the command line …
+    overrides: tuple[str, ...] = ()  # … and these
 
     def dependents(self, names: set[str]) -> list[str]:
         """All stages that need one of these, directly or not, in order."""
@@ -141,3 +149,44 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     from w2v2dist.recipes.build import build_recipe  # late: it needs the classes above
 
     return build_recipe(Path(path), overrides or [])
+
+
+def read_started(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """As `read_recipe`, with the settings of the command that last started the recipe under
+    `overrides`: of a folder its file has them, of a file the folder remembers them."""
+    recipe = read_recipe(path, overrides)
+    record = identity_of(recipe.folder)
+    settings = record.get("settings", []) if record.get("recipe") == recipe.name else []
+    if not settings or Path(path).is_dir():
+        return recipe
+    return read_recipe(path, [*settings, *(overrides or [])])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def digest_of(path: Path) -> str | None:
+    """Tells whether a file is as its stage wrote it; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    """Which recipe filled a folder, with the command; {} where none has."""
+    return read_json(folder / IDENTITY)
+
+
+def command_of(recipe: Recipe) -> str:
+    """The command that makes what is missing of a recipe: the one that started it, where it was
+    given the same settings."""
+    record, folder = identity_of(recipe.folder), recipe.path == recipe.folder / RESOLVED
+    same = [] if folder else record.get("settings")
+    if record.get("command") and [*recipe.overrides] == same:
+        return str(record["command"])
+    path = recipe.folder if folder else recipe.path
+    return f"python launch/submit.py --recipe {shlex.join([str(path), *recipe.overrides])}"

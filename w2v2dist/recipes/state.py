@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from w2v2dist.config import diff, flatten
 from w2v2dist.recipes.queue import Queue
-from w2v2dist.recipes.recipe import Recipe, Stage
+from w2v2dist.recipes.recipe import Recipe, Stage, read_json
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.training.lock import last_holder
 
@@ -48,15 +48,6 @@ def part_of(folder: Path) -> Path:
     """Where a stage works before its results get their names; a training and shards, which go on
     where they were, have none."""
     return folder.with_name(f"{folder.name}.part")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,11 +1,10 @@
 """The papers' tables with a recipe's own results beside them, before they take a form."""
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from w2v2dist.config import ConfigError
-from w2v2dist.recipes.recipe import Recipe
+from w2v2dist.recipes.recipe import Recipe, command_of
 from w2v2dist.reporting.paper_tables import (
     ANY,
     Figure,
@@ -61,7 +60,6 @@ def tables_of(
     *,
     everything: bool = False,
     number: str | None = None,
-    overrides: Sequence[str] = (),
 ) -> Tables:
     """The paper's tables, all of them without a recipe; with one those that it has rows of, and
     with `everything` the others, too. `number`: this one alone. Raises ConfigError."""
@@ -82,12 +80,11 @@ def tables_of(
     if not shown:
         raise ConfigError(_nothing(recipe, number))
     there = {id(place) for b in shown for line in b.lines for place in line.ours.values()}
-    named_by = [str(recipe.path), *overrides] if recipe is not None else []
     return Tables(
         tables=tuple(shown),
         recipe=recipe.name if recipe is not None else "",
         missing=tuple(place for place in places if place.missing and id(place) in there),
-        command=f"python launch/submit.py --recipe {shlex.join(named_by)}",
+        command=command_of(recipe) if recipe is not None else "",
         num_places=len(there),
     )
 

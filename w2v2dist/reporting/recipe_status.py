@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from w2v2dist.config import ConfigError
-from w2v2dist.recipes.recipe import IDENTITY, RESOLVED, Recipe, Stage, read_recipe
-from w2v2dist.recipes.state import ENDS, State, read_json, states
+from w2v2dist.recipes.recipe import RESOLVED, Recipe, Stage, command_of, read_recipe
+from w2v2dist.recipes.state import ENDS, State, states
 from w2v2dist.reporting.status import as_json, is_run, read_status
 from w2v2dist.reporting.words import duration, measure, steps
 from w2v2dist.runtime.logging import console
@@ -120,9 +120,7 @@ def _print(recipe: Recipe, found: Mapping[str, State], runs: Mapping[str, Any], 
     if note:
         console.print(f"note: {note}", markup=False, style="yellow")
     if any(state.name in (*ENDS, "blocked", "changed") for state in found.values()):
-        usual = f"python launch/submit.py --recipe {recipe.folder}"
-        command = read_json(recipe.folder / IDENTITY).get("command") or usual
-        console.print(f"when the cause is mended, this goes on: {command}", markup=False)
+        console.print(f"when the cause is mended, this goes on: {command_of(recipe)}", markup=False)
 
 
 def rows(

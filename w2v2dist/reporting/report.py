@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from w2v2dist import __version__
-from w2v2dist.recipes.recipe import Recipe, is_recipe, read_recipe
+from w2v2dist.recipes.recipe import Recipe, is_recipe, read_started
 from w2v2dist.reporting import code_picture, logs, scores, settings, timeline
 from w2v2dist.reporting.clips import Clips
 from w2v2dist.reporting.page import Html, cards, cut, document, fold, join, table, tag, write_whole
@@ -313,7 +313,7 @@ def run(args: argparse.Namespace) -> None:
       w2v2dist report runs/ --output report.html
       w2v2dist report configs/recipes/timit.yaml
     """
-    recipes = {path: read_recipe(path) for path in args.runs if _is_recipe(path)}
+    recipes = {path: read_started(path) for path in args.runs if _is_recipe(path)}
     places = [recipes[path].folder if path in recipes else path for path in args.runs]
     trained = [
         place

@@ -11,7 +11,7 @@ from typing import Any
 
 from w2v2dist.config import ConfigError
 from w2v2dist.decode.significance import seeds_interval
-from w2v2dist.recipes.recipe import DONE, Cell, Recipe, Stage
+from w2v2dist.recipes.recipe import DONE, EVALUATION, Cell, Recipe, Stage, digest_of
 from w2v2dist.recipes.state import ENDS, State, changes_of, states
 
 RATES = ("wer", "per", "cer")
@@ -111,7 +111,7 @@ def _read(
     def missing(why: str) -> Missing:
         return Missing(stage=stage.name, seed=cell.seed, why=why)
 
-    path = stage.folder / "evaluation.json"
+    path = stage.folder / EVALUATION
     if not path.exists():
         return missing(_where(recipe, stage, where))
     record = stage.record()
@@ -121,10 +121,12 @@ def _read(
         changed = ", ".join(changes_of(stage, record)) or "what it does"
         return missing(f"not used: {path} was made before a change ({changed})")
     try:
+        if record.get("digest", digest_of(path)) != digest_of(path):
+            raise ValueError("it is not what the stage wrote")
         about = json.loads(path.read_bytes())
         return _checked(recipe, stage, about)
     except (OSError, ValueError, RecursionError) as error:
-        return missing(f"not used: {path} cannot be read ({error}); remove it")
+        return missing(f"not used: {path} cannot be used ({error}); remove it")
 
 
 def _where(recipe: Recipe, stage: Stage, where: Mapping[str, State]) -> str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from w2v2dist.config import ConfigError
-from w2v2dist.recipes.recipe import RESOLVED, read_recipe
+from w2v2dist.recipes.recipe import RESOLVED, read_started
 from w2v2dist.reporting.beside import OWN, tables_of
 from w2v2dist.reporting.page import write_whole
 from w2v2dist.reporting.table_forms import FORMS, screen_width
@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> None:
       w2v2dist table runs/recipes/tiny --output table.csv
       w2v2dist table --table U3
     """
-    recipe = read_recipe(_existing(args.recipe), args.overrides) if args.recipe else None
-    found = tables_of(recipe, everything=args.all, number=args.table, overrides=args.overrides)
+    recipe = read_started(_existing(args.recipe), args.overrides) if args.recipe else None
+    found = tables_of(recipe, everything=args.all, number=args.table)
     suffix = args.output.suffix.lower() if args.output else ""
     form = args.format or SUFFIXES.get(suffix, "text")
     if args.output is None:
