@@ -15,7 +15,7 @@ Rng = np.random.Generator
 Sentence = list[list[int]]  # words of phones (numbers from 0)
 WORDS = Path(__file__).with_name("words.txt")
 FREE_PHONES = 10  # of a language without words
-SKEW = 0.35  # each successor is so much as likely as the one before it
+SKEW = 0.25  # each successor is so much as likely as the one before it
 NUM_SUCCESSORS = (2, 5)  # from, below
 WORDS_A_SENTENCE = (2, 6)
 
@@ -54,11 +54,14 @@ class MarkovLanguage:
         rng = keyed_rng(seed, "markov language")
         everything = range(FREE_PHONES)
         self._after: dict[tuple[int, int], _Successors] = {}
+        # Skewed as a whole, too: two phones that are equally frequent are easily taken for another
+        likely = 1 / np.arange(2, FREE_PHONES + 2)
         for a in everything:
             for b in everything:
                 others = [c for c in everything if c != b]  # a phone twice would be joined to one
                 count = int(rng.integers(*NUM_SUCCESSORS))
-                self._after[a, b] = _Successors.of(rng.choice(others, count, replace=False))
+                p = likely[others] / likely[others].sum()
+                self._after[a, b] = _Successors.of(rng.choice(others, count, replace=False, p=p))
         first, second, last = rng.permutation(FREE_PHONES)[:3].tolist()
         self._start, self._end = (first, second), last
 
