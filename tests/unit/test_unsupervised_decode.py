@@ -359,7 +359,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_first(
 
 def test_what_hears_audio_does_not_take_a_generator(run: Path) -> None:
     with pytest.raises(ConfigError, match="is a generator of wav2vec-U: it hears features"):
-        open_model(str(run))
+        open_model(str(run / "run"))
 
 
 def test_the_alphabet_of_symbols() -> None:
