@@ -363,6 +363,8 @@ WITHOUT_LABELS_BOTH = {
     "model.discriminator.dim": 384,
     "losses.padding": "fairseq",
     "losses.penalty_norm": "per_channel",
+    "losses.smoothness": "mean",
+    "losses.diversity": "perplexity",
     "data.batch_size": 160,
     "data.min_frames": 3,
     "loop.max_steps": 150_000,

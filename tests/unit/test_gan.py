@@ -26,7 +26,7 @@ from w2v2dist.unsupervised.gan_losses import (
     text_rows,
 )
 from w2v2dist.unsupervised.generator import Generator, GeneratorConfig
-from w2v2dist.unsupervised.join import join
+from w2v2dist.unsupervised.join import Joined, join
 
 V1 = GeneratorConfig()
 V2 = GeneratorConfig(kernel_size=9, stride=3, batch_norm_scale=30, residual=True)
@@ -68,6 +68,22 @@ def test_the_penalty_of_a_linear_discriminator(length: int, other: int, alpha: f
     whole = GanLossConfig(penalty_norm="whole")
     found = gradient_penalty(Linear(weight), fake, real, draws, whole)
     assert found.item() == pytest.approx((13.0096118 / math.sqrt(m) - 1) ** 2, rel=1e-7)
+
+
+def test_smoothness_and_diversity_as_the_paper_writes_them() -> None:
+    """Two rows of 3 and 2 items; the sum has no padding in it."""
+    logits = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [3.0, 1.0]], [[2.0, 2.0], [0.0, 1.0], [0, 0]]])
+    padding = torch.tensor([[False] * 3, [False, False, True]])
+    joined, fake = Joined(logits, padding, None), Rows(logits.softmax(-1), padding)
+    config = GanLossConfig(smoothness="sum", diversity="entropy", padding="masked")
+    discriminator = Linear(torch.zeros(2))
+    found = generator_losses(discriminator, fake, joined, config)
+    assert found["smoothness_loss"].item() == pytest.approx(0.5 * (1 + 10 + 5))
+    p = float(logits.softmax(-1)[~padding][:, 0].mean())
+    entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert found["diversity_loss"].item() == pytest.approx(4 * 2 * -entropy, rel=1e-5)
+    theirs = generator_losses(discriminator, fake, joined, FAIRSEQ)
+    assert theirs["smoothness_loss"].item() == pytest.approx(0.5 * 2 * 16 / 8)  # 2 x 2 x 2 places
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 8, 9, 10, 31])

@@ -31,11 +31,18 @@ def write_run(
     saved: list[int] | None = None,
     max_steps: int = 300,
     task: str = "unsupervised",
+    data: dict[str, Any] | None = None,
 ) -> None:
     """A run's logs and the names of its checkpoints: step -> score, NLL, phones in use, log
     probability."""
     folder.mkdir(parents=True)
     config = {"task": task, "loop": {"max_steps": max_steps}, "alarms": {"max_score": 60.0}}
+    config["data"] = {
+        "valid": "features/valid",
+        "text": "phones",
+        "batch_size": 160,
+        **(data or {}),
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     lines = []
     for step, (score, nll, usage, log_prob) in validations.items():
@@ -102,6 +109,20 @@ def test_what_counts_as_converged(
     assert cell.problem == problem
     said = " ".join(verdict([cell], None))
     assert ("NOT CONVERGED" in said) == bool(problem)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("valid", "features/test"), ("text", "control"), ("batch_size", 80)]
+)
+def test_scores_of_other_data_are_not_compared(tmp_path: Path, key: str, value: Any) -> None:
+    """A control on another text beside the runs, or another validation set."""
+    for name, data in (("a", {}), ("b", {key: value})):
+        write_run(tmp_path / name, {300: (20.0, 2.1, 1.0, -900.0)}, data=data)
+    cells = read_cells(tmp_path)
+    assert disagreement(cells) is None
+    said = " ".join(verdict(cells, 0.1 if key == "batch_size" else disagreement(cells)))
+    assert f"he runs differ in data.{key}" in said
+    assert ("UNSURE" in said) == (key != "batch_size")
 
 
 def test_agreement_decides() -> None:

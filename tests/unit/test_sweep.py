@@ -174,6 +174,21 @@ def test_a_signal_lets_cells_save(data: dict[str, Any], tmp_path: Path) -> None:
     assert list((cell / "checkpoints").glob("step_*"))
 
 
+def test_a_signal_while_a_cell_is_being_started(data: dict[str, Any], tmp_path: Path) -> None:
+    """It has nothing to save yet, and has not failed."""
+    path = write_sweep(tmp_path, data, grid={}, seeds=[1, 2])
+    command = [sys.executable, "launch/submit.py", "--local", "--sweep", str(path)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "2 cells, 0 of them finished\n"
+        assert process.stdout.readline() == "seed_1: begins\n"
+        os.kill(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert said == "seed_1: ended by the signal before it began\n"
+
+
 def test_options_that_do_not_go_together(
     data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,11 +16,13 @@ import torch
 from tests.gan_data import DIM, PHONES, sentences, write_features, write_gan_config, write_language
 from tests.training_parts import world as world  # a fixture
 from w2v2dist.cli import main
+from w2v2dist.config import ConfigError
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.decode.beam_config import BeamConfig
 from w2v2dist.decode.decoders import DecodingConfig
 from w2v2dist.decode.results import Line, write
+from w2v2dist.interop.open import open_model
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.runtime.preemption import PreemptionFlag
@@ -341,6 +343,23 @@ def test_labels_that_cannot_be(
     assert status == 2
     assert message in out
     assert not (tmp_path / "out/index.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_first(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    given = ["label", f"{readings(tmp_path / 'read', ShardIndex.load(shards))}"]
+    given += ["--shards", str(shards), "--output", f"{tmp_path}/out", "--kaldi"]
+    status, out = said(capsys, *given, f"{tmp_path}/file")
+    assert status == 2
+    assert "--kaldi" in out
+    assert said(capsys, *given, f"{tmp_path}/kaldi")[0] == 0, "nothing was written the first time"
+
+
+def test_what_hears_audio_does_not_take_a_generator(run: Path) -> None:
+    with pytest.raises(ConfigError, match="is a generator of wav2vec-U: it hears features"):
+        open_model(str(run / "run"))
 
 
 def test_the_alphabet_of_symbols() -> None:

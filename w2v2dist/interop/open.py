@@ -115,6 +115,12 @@ def _open_checkpoint(folder: Path) -> OpenedModel:
                 f"{folder} is a language model: it knows no audio. Give it where a language model "
                 "is asked for (in Python open_language_model)"
             )
+        if saved["task"] == "unsupervised":
+            raise ConfigError(
+                f"{folder} is a generator of wav2vec-U: it hears features, no audio. Read with it "
+                "by `w2v2dist unsupervised decode`, or label recordings (`unsupervised label`) and "
+                "train a model of audio on them"
+            )
         config, data = from_dict(Wav2Vec2Config, saved["model"], "model."), saved["data"]
         kind: Kind = meta.get("kind") or ("ctc" if saved["task"] == "finetune" else "pretrained")
         spelled: Alphabet | None = None

@@ -15,6 +15,7 @@ from w2v2dist.jobs.local import CAUGHT, PR_SET_PDEATHSIG, run_local
 from w2v2dist.jobs.sweep import Cell, Sweep
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
+ENDED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit status of a process that does not catch it
 Running = dict[int, tuple[Cell, "subprocess.Popen[bytes]"]]  # by place, which may be a GPU
 
 
@@ -25,25 +26,30 @@ def run_here(sweep: Sweep, num_processes: int, at_once: int, num_gpus: int) -> i
     on a signal, 1 some failed."""
     sweep.write_manifest()
     waiting = [cell for cell in sweep.cells if not cell.is_finished]
-    print(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(waiting)} of them finished")
+    print(
+        f"{len(sweep.cells)} cells, {len(sweep.cells) - len(waiting)} of them finished", flush=True
+    )
     running: Running = {}
     failed: list[str] = []
     received: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for _, process in running.values():
-            process.send_signal(signal.SIGTERM)
 
-    previous = {number: signal.signal(number, forward) for number in CAUGHT}
+    forwarded = 0
+    previous = {number: signal.signal(number, remember) for number in CAUGHT}
     try:
         while running or (waiting and not received):
             while waiting and len(running) < at_once and not received:
                 place = min({*range(at_once)} - running.keys())
                 gpu = place % num_gpus if num_gpus > 1 and num_processes == 1 else None
                 running[place] = (waiting[0], _start(waiting.pop(0), num_processes, gpu))
+            if forwarded < len(received):  # here, where no cell is just being started
+                forwarded += 1
+                for _, process in running.values():
+                    process.send_signal(signal.SIGTERM)
             time.sleep(0.1)
-            failed += _ended(running)
+            failed += _ended(running, stopped=bool(received))
     finally:
         for _, process in running.values():
             process.kill()
@@ -54,14 +60,17 @@ def run_here(sweep: Sweep, num_processes: int, at_once: int, num_gpus: int) -> i
     return 1 if failed else 0
 
 
-def _ended(running: Running) -> list[str]:
-    """Take out what has ended, and say so; the names of those that failed."""
+def _ended(running: Running, *, stopped: bool) -> list[str]:
+    """Take out what has ended, and say so; the names of those that failed. `stopped`: a signal has
+    been forwarded, which ends a cell that is still being started."""
     failed = []
     for place, (cell, process) in [*running.items()]:
         if (status := process.poll()) is None:
             continue
         del running[place]
         words = {0: "finished", EXIT_PREEMPTED: "saved on a signal"}
+        if stopped:
+            words |= dict.fromkeys(ENDED, "ended by the signal before it began")
         said = words.get(status)
         if said is None:
             failed.append(cell.name)

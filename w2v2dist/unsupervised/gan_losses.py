@@ -31,6 +31,12 @@ class GanLossConfig:
     # The gradient's norm in the penalty: per_channel, over time and one a symbol, as the reference
     # implementation does; whole, one a row, as the paper writes it
     penalty_norm: Literal["per_channel", "whole"] = "per_channel"
+    # Of neighbouring items' squared differences: mean, over items and symbols, as the reference
+    # implementation takes it; sum, a row's, as the paper writes it
+    smoothness: Literal["mean", "sum"] = "mean"
+    # What is minimised of the mean distribution: perplexity, 1 - it / number of symbols, as the
+    # reference implementation does; entropy, its negative, as the paper writes it
+    diversity: Literal["perplexity", "entropy"] = "perplexity"
 
     def __post_init__(self) -> None:
         names = "penalty_weight smoothness_weight diversity_weight auxiliary_weight"
@@ -99,16 +105,23 @@ def generator_losses(
     batch = len(fake.items)
     if config.diversity_weight:
         num_symbols = fake.items.shape[-1]
-        missing = (num_symbols - perplexity(fake.items, _counted(fake, config))) / num_symbols
-        losses["diversity_loss"] = config.diversity_weight * batch * missing
+        used = perplexity(fake.items, _counted(fake, config))
+        lost = (
+            (num_symbols - used) / num_symbols if config.diversity == "perplexity" else -used.log()
+        )
+        losses["diversity_loss"] = config.diversity_weight * batch * lost
     if config.smoothness_weight:
         squares = (joined.logits[:, :-1] - joined.logits[:, 1:]) ** 2
         there = ~joined.padding[:, 1:]
         squares = squares * there.unsqueeze(-1)
         count = there.sum().clamp(min=1) * squares.shape[-1] if config.masked else squares.numel()
+        total = squares.sum()
         # A single item has no neighbour; the mean of nothing is not a number
-        mean = squares.sum() / count if squares.numel() else squares.sum()
-        losses["smoothness_loss"] = config.smoothness_weight * batch * mean
+        mean = total / count if squares.numel() else total
+        weight = config.smoothness_weight
+        losses["smoothness_loss"] = (
+            weight * total if config.smoothness == "sum" else weight * batch * mean
+        )
     return losses
 
 

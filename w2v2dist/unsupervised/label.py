@@ -66,8 +66,10 @@ def run(args: argparse.Namespace) -> None:
     index = open_index(args.shards, "--shards")
     if (args.output / "index.json").exists():
         raise ConfigError(f"{args.output} has shards already: remove it or choose another --output")
+    made(args.output, "--output")  # before what may take hours
+    if args.kaldi:
+        made(args.kaldi, "--kaldi")
     said, units = _said(args)
-    made(args.output, "--output")
     counted = write_shards(args.output, index, said, units)
     console.print(
         f"{counted.labelled:,} of {len(index):,} utterances, "

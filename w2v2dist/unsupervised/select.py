@@ -5,7 +5,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ MANIFEST = "sweep.json"  # of submit.py --sweep: the cells by name
 MOST_UNLIKELY = 3.0  # times the perplexity of the text itself
 LEAST_USAGE = 0.8  # of the phones
 MOST_DISAGREEMENT = 0.5  # phone errors of two runs against each other
+SCORED_BY = ("data.valid", "data.text")  # what a score is of
 NUM_COMPARED = 3  # converged runs whose hypotheses are compared
 
 
@@ -36,6 +37,7 @@ class Cell:
     candidates: list[Candidate]
     text_nll: float  # nats a phone of the text itself
     max_score: float  # alarms.max_score of its settings
+    data: dict[str, Any] = field(default_factory=dict)  # its settings of what it is scored by
 
     @property
     def best(self) -> Candidate | None:
@@ -129,7 +131,9 @@ def _read_cell(folder: Path) -> Cell:
     state = "finished" if last == config["loop.max_steps"] else f"step {last:,}"
     text = [r["valid/text_nll"] for r in validations.values() if "valid/text_nll" in r]
     limit = float(config.get("alarms.max_score", 60.0))
-    return Cell(folder.name, folder, state, candidates, text[-1] if text else math.nan, limit)
+    text_nll = text[-1] if text else math.nan
+    data = {key: config.get(key) for key in (*SCORED_BY, "data.batch_size")}
+    return Cell(folder.name, folder, state, candidates, text_nll, limit, data)
 
 
 def _candidate(run: str, record: dict[str, Any]) -> Candidate:
@@ -146,7 +150,7 @@ def disagreement(cells: Sequence[Cell]) -> float | None:
     """Phone errors of the best converged runs against each other, the mean over pairs; None where
     fewer than two have converged, or their features are not there."""
     good = sorted((c for c in cells if not c.problem), key=_score)[:NUM_COMPARED]
-    if len(good) < 2:
+    if len(good) < 2 or {*SCORED_BY} & {*_different(good)}:
         return None
     from w2v2dist.decode.scoring import errors  # late: a table alone needs no models
     from w2v2dist.unsupervised.feature_store import FeatureStore
@@ -176,6 +180,11 @@ def _score(cell: Cell) -> float:
     return math.inf if cell.best is None else cell.best.weighted_lm_ppl
 
 
+def _different(cells: Sequence[Cell]) -> list[str]:
+    """Which settings of what they are scored by are not the same in all."""
+    return [key for key in cells[0].data if len({str(cell.data.get(key)) for cell in cells}) > 1]
+
+
 def verdict(cells: Sequence[Cell], shared: float | None) -> list[str]:
     """Whether the sweep has converged, in words."""
     begun = [cell for cell in cells if cell.candidates]
@@ -188,6 +197,12 @@ def verdict(cells: Sequence[Cell], shared: float | None) -> list[str]:
         )
     if not begun:
         return [*lines, "NOT CONVERGED: no run has a validated checkpoint yet"]
+    unlike = _different(begun)
+    if "data.batch_size" in unlike:
+        lines.append(
+            "The runs differ in data.batch_size, which the score depends on (phones in use are "
+            "counted a batch): the paper's steps do not"
+        )
     if not good:
         return [
             *lines,
@@ -196,7 +211,12 @@ def verdict(cells: Sequence[Cell], shared: float | None) -> list[str]:
             "the audio, or a text of another language (docs/unsupervised.md)",
         ]
     lines.append(f"{len(good)} of {len(begun)} runs look converged (no labels were looked at)")
-    if shared is None:
+    if of := [key for key in SCORED_BY if key in unlike]:
+        lines.append(
+            f"UNSURE: the runs differ in {' and '.join(of)}, and scores of other data cannot be "
+            "compared: select among the runs of one sweep"
+        )
+    elif shared is None:
         why = "one run alone" if len(good) < 2 else "their features are not there, so"
         lines.append(f"UNSURE: {why} cannot be compared with another; runs that fail may look so")
     elif shared > MOST_DISAGREEMENT:
