@@ -1,5 +1,6 @@
 """A recipe on this machine: its missing stages one after the other, each with its log."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -99,6 +100,6 @@ def _run(recipe: Recipe, stage: Stage, num_processes: int) -> int:
         values = {"fingerprint": stage.fingerprint, "why": why, "status": status}
         if status in INTERRUPTED:
             values |= {"why": "ended by a signal; it goes on from its newest checkpoint"}
-            values |= {"signal": status}
+            values |= {"signal": status - 128 if status > 128 else int(signal.SIGTERM)}
         write_json(end_path(recipe.folder, stage.name), values)
     return status
