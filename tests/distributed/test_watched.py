@@ -39,6 +39,8 @@ def test_a_killed_and_continued_fine_tuning_shows_each_step_once(
         [*command, "--interval", "0.2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as viewer:
         try:
+            assert viewer.stdout is not None
+            waited = viewer.stdout.readline()  # it looks before there is a run
             (killed,) = start(config, 1)
             deadline = time.monotonic() + 240
             while time.monotonic() < deadline and killed.poll() is None:
@@ -54,7 +56,7 @@ def test_a_killed_and_continued_fine_tuning_shows_each_step_once(
                     path.unlink() if path.is_symlink() else shutil.rmtree(path)
             first = read_jsonl(run / "metrics.jsonl")
             train(config, 2)  # and on more processes
-            said, _ = viewer.communicate(timeout=120)
+            said = waited + viewer.communicate(timeout=120)[0]
         finally:
             viewer.kill()
     assert max(r["step"] for r in first) >= 6

@@ -1,5 +1,6 @@
 """Batches cross from the workers as they are, in one memory file each."""
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ def test_what_is_no_batch_crosses_as_it_is() -> None:
 
 
 def test_files_do_not_pile_up() -> None:
+    list(iterate(Made(), range(2), num_workers=1, prefetch=2))  # what the first one opens for good
     before = len(os.listdir("/proc/self/fd"))
     batches = iterate(Made(), range(200), num_workers=1, prefetch=2)
     worker = next(batches).slot
@@ -70,4 +72,5 @@ def test_files_do_not_pile_up() -> None:
         next(batches)
     assert len(os.listdir(f"/proc/{worker}/fd")) < before + 20
     batches.close()
+    gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before

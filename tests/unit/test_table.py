@@ -72,6 +72,12 @@ def evaluated(recipe: Recipe, name: str, wrong: int, *, of: str | None = None) -
     return stage.folder / "evaluation.json"
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the terminal is that the tests run in."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def table(*argv: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["table", *argv]) == 0
     return capsys.readouterr().out
