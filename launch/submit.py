@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -115,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from w2v2dist.jobs.cluster import TrainJob, make_executor, minutes_of, of_one_process
+    from w2v2dist.jobs import cluster as slurm
     from w2v2dist.recipes.recipe import is_recipe
     from w2v2dist.runtime.distributed import VirtualRanks
     from w2v2dist.tasks.train import read_config  # late: --help need not wait for torch
@@ -135,29 +134,19 @@ def _run(args: argparse.Namespace) -> int:
     low, high = parse_nodes(args.nodes)
     cluster = read_cluster(args)
     if config.data.virtual_world_size == 1:
-        cluster = of_one_process(cluster)
+        cluster = slurm.of_one_process(cluster)
     VirtualRanks(config.data.virtual_world_size).check(high * cluster.num_tasks_per_node)
     nodes = str(low) if low == high else f"{low}-{high}"
-    executor = make_executor(cluster, run_dir, nodes, minutes_of(cluster.time))
+    executor = slurm.make_executor(cluster, run_dir, nodes, slurm.minutes_of(cluster.time))
     if args.dry_run:
         _print_plan(config, low, high, cluster)
         print(f"\n# the sbatch script\n{executor.script()}\n\nnothing was submitted (--dry-run)")
         return 0
-    if shutil.which("sbatch") is None:
-        raise ValueError(
-            "sbatch is not on the PATH, so this is no Slurm login node: run here with --local, or "
-            "print the plan and the sbatch script with --dry-run"
-        )
+    slurm.check_sbatch()
     try:
-        job = executor.submit(TrainJob(str(snapshot(config, run_dir))))
+        job = executor.submit(slurm.TrainJob(str(snapshot(config, run_dir))))
     except Exception as error:  # submitit wraps what sbatch said in an exception of its own
-        said = " ".join(str(error).split())
-        if re.search("contact slurm controller|Connection refused|load configuration", said, re.I):
-            said += (
-                ": Slurm's controller does not answer: this may be no login node of the cluster; "
-                "--local runs here, --dry-run prints the script"
-            )
-        print(f"submit.py: sbatch refused the job: {said}", file=sys.stderr)
+        print(f"submit.py: sbatch refused the job: {slurm.refusal(error)}", file=sys.stderr)
         return 1
     log = job.paths.stdout
     print(
@@ -219,16 +208,10 @@ def _print_plan(config: Any, low: int, high: int, cluster: Any) -> None:
 
 
 def _run_local(args: argparse.Namespace, config: Any, run_dir: Path) -> int:
-    import torch
-
-    from w2v2dist.jobs.local import run_local
+    from w2v2dist.jobs.local import processes_here, run_local
     from w2v2dist.runtime.distributed import VirtualRanks
 
-    num_processes = args.processes
-    if num_processes is None:
-        num_processes = min(torch.cuda.device_count() or 2, config.data.virtual_world_size)
-    if num_processes < 1:
-        raise ValueError(f"--processes is {num_processes} but must be at least 1")
+    num_processes = processes_here(args.processes, config.data.virtual_world_size)
     VirtualRanks(config.data.virtual_world_size).check(num_processes)
     return run_local([str(snapshot(config, run_dir))], run_dir / "logs", num_processes)
 

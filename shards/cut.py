@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import webrtcvad
 from numpy.typing import NDArray
 
 from w2v2dist.data.audio import SAMPLE_RATE, BadSample, Waveform
+from w2v2dist.data.voice_activity import runs, voiced
 
 CUTS = ("vad", "librilight", "none")
 MIN_PIECE = 2 * SAMPLE_RATE
@@ -108,18 +108,10 @@ def cut(waveform: Waveform, speech: list[Span] | None = None) -> list[Span]:
 
 def find_speech(waveform: Waveform) -> list[Span]:
     """Spans of speech by webrtcvad: 30 ms decisions, smoothed over 0.3 s and widened by 0.1 s."""
-    vad = webrtcvad.Vad(2)
-    num_frames = len(waveform) // FRAME
-    pcm = (np.clip(waveform[: num_frames * FRAME], -1, 1) * 32767).astype("<i2").tobytes()
-    size = 2 * FRAME
-    flags = [vad.is_speech(pcm[i * size : (i + 1) * size], SAMPLE_RATE) for i in range(num_frames)]
-    voiced = np.convolve(np.asarray(flags, float), np.ones(11), mode="same") > 5
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], voiced.astype(np.int8), [0]])))
-    margin = 3
-    return [
-        (max(0, int(a) - margin) * FRAME, min(num_frames, int(b) + margin) * FRAME)
-        for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
+    flags = voiced(waveform, 2, FRAME)
+    smooth = np.convolve(flags.astype(float), np.ones(11), mode="same") > 5
+    margin, last = 3, len(flags)
+    return [(max(0, a - margin) * FRAME, min(last, b + margin) * FRAME) for a, b in runs(smooth)]
 
 
 def _quietest(waveform: NDArray[np.float32], start: int, end: int) -> int:

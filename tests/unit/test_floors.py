@@ -26,7 +26,7 @@ launch shards
 # The same for the files of one room; those of one line do not import each other
 TRAINING = """
 compiled
-schedules lock attempts exchange fragments
+schedules lock attempts exchange fragments agreed
 engine
 plain_engine
 run_folder

@@ -633,6 +633,16 @@ def test_a_job_whose_needs_are_not_done_makes_nothing(
     assert states(recipe)["again"].name == "blocked"
 
 
+def test_without_sbatch_nothing_is_prepared(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write()
+    monkeypatch.setenv("PATH", "")
+    assert main([str(recipe)]) == 2
+    assert "sbatch is not on the PATH" in capsys.readouterr().err
+    assert not read_recipe(recipe).folder.exists()
+
+
 def test_options_of_one_training_are_refused(write: Write) -> None:
     assert main(["--nodes", "4", "--recipe", str(write())]) == 2
     assert main(["--autotune", str(write())]) == 2

@@ -18,7 +18,7 @@ from launch import submit
 from tests.gan_data import write_gan_config, write_language
 from w2v2dist.config import ConfigError
 from w2v2dist.jobs.cluster import ClusterConfig
-from w2v2dist.jobs.sweep import fitting, make_array, read_sweep
+from w2v2dist.jobs.sweep import fitting, make_array, missing, read_sweep
 from w2v2dist.runtime.logging import read_jsonl
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -187,6 +187,39 @@ def test_a_signal_while_a_cell_is_being_started(data: dict[str, Any], tmp_path: 
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert said == "seed_1: ended by the signal before it began\n"
+
+
+@pytest.mark.parametrize("squeue", ["", "exit 1", "echo 77_2\\|RUNNING\\|None"])
+def test_cells_are_not_submitted_twice(
+    squeue: str,
+    data: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where Slurm cannot say which of them wait or run: then none is."""
+    path = write_sweep(tmp_path, data)
+    names = [cell.name for cell in read_sweep(str(path), []).cells]
+    log = tmp_path / "sweep" / "logs" / "submitted.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps({"job": "77", "cells": names}) + "\n")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    # Slurm's commands are stand-ins; sbatch takes nothing
+    for name, command in {"sbatch": "exit 1", **({"squeue": squeue} if squeue else {})}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/bin" if squeue else str(tools))
+    before = log.read_text()
+    if squeue.startswith("echo"):
+        left = missing(read_sweep(str(path), []))
+        assert [cell.name for cell in left.cells] == [n for n in names if n != names[2]]
+        assert (left.num_finished, left.num_queued) == (0, 1)
+    else:
+        assert submit.main(["--sweep", str(path)]) == 2
+        assert "squeue does not answer here" in capsys.readouterr().err
+        assert not (tmp_path / "sweep" / "sweep.json").exists()
+    assert log.read_text() == before
 
 
 def test_options_that_do_not_go_together(

@@ -47,6 +47,17 @@ def chunks(sound: Sound, config: Wav2Vec2Config) -> Iterator[Chunk]:
         yield Chunk(sound[low * stride : end], start - low, last - low)
 
 
+def heard(
+    sound: Sound, config: Wav2Vec2Config, normalized: bool, device: torch.device
+) -> Iterator[tuple[Tensor, slice]]:
+    """Each chunk as a model takes it, (1, S), and which of its frames are kept. It is normalised by
+    itself, so that what it says depends on no other."""
+    for part in chunks(sound, config):
+        wave = normalize(part.waveform) if normalized else part.waveform
+        batch = torch.from_numpy(np.ascontiguousarray(wave, np.float32))[None]
+        yield batch.to(device), slice(part.first, part.last)
+
+
 @torch.no_grad()
 def log_probs(
     model: Wav2Vec2ForCTC, parts: list[Chunk], normalized: bool, device: torch.device

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from w2v2dist.config import ConfigError
-from w2v2dist.data.audio import BadSample, Waveform, normalize
+from w2v2dist.data.audio import BadSample, Waveform
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.data.timit import fold
-from w2v2dist.decode.chunks import chunks
+from w2v2dist.decode.chunks import heard
 from w2v2dist.decode.code_counts import CodeCounts, Ints, frame_labels
 from w2v2dist.decode.phone_times import BadTimesError, Labeller, checked, num_overlapping
 from w2v2dist.interop.foreign import CALLED
@@ -37,11 +37,10 @@ class Listener:
 
     def codes(self, wave: Waveform) -> Ints:
         """(S,) -> (T, G), in parts where it is long, each of which is normalised by itself."""
-        parts = []
-        for part in chunks(wave, self.model.config):
-            heard = normalize(part.waveform) if self.normalized else part.waveform
-            found = self.model.codes(torch.from_numpy(heard)[None].to(self.device))[0]
-            parts.append(found[part.first : part.last].cpu().numpy())
+        parts = [
+            self.model.codes(part)[0, kept].cpu().numpy()
+            for part, kept in heard(wave, self.model.config, self.normalized, self.device)
+        ]
         if not parts:
             raise BadSample("is shorter than a frame")
         return np.concatenate(parts)

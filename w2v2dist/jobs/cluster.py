@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -201,6 +202,27 @@ def make_executor(cluster: ClusterConfig, run_dir: Path, nodes: str, minutes: in
         **_defaults(cluster, minutes, kinds),
     )
     return executor
+
+
+def check_sbatch() -> None:
+    """Raise ValueError where no job can be submitted."""
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "sbatch is not on the PATH, so this is no Slurm login node: run here with --local, or "
+            "print the plan and the sbatch script with --dry-run"
+        )
+
+
+def refusal(error: object) -> str:
+    """Why sbatch took no job: what it, or submitit's exception around it, said; with the remedy
+    where Slurm is not there to answer."""
+    said = " ".join(str(error).split())
+    if re.search("contact slurm controller|Connection refused|load configuration", said, re.I):
+        said += (
+            ": Slurm's controller does not answer: this may be no login node of the cluster; "
+            "--local runs here, --dry-run prints the script"
+        )
+    return said
 
 
 def minutes_of(text: str) -> int:

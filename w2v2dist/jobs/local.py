@@ -1,6 +1,5 @@
 """A job on this machine: one process per rank; a training is the same TrainJob as on a cluster."""
 
-import ctypes
 import math
 import os
 import signal
@@ -10,11 +9,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from w2v2dist.jobs.child import CAUGHT, start_child
 from w2v2dist.runtime.distributed import free_port
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
-PR_SET_PDEATHSIG = 1
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 TRAIN = "w2v2dist.jobs.cluster"
 EXIT_TIMEOUT = 124  # as of timeout(1)
 
@@ -61,6 +59,17 @@ def run_local(
             signal.signal(number, handler)
 
 
+def processes_here(asked: int | None, most: int) -> int:
+    """How many ranks: those that were asked for, else one a GPU (on the CPU 2), `most` at most.
+    Raises ValueError."""
+    import torch
+
+    number = min(torch.cuda.device_count() or 2, most) if asked is None else asked
+    if number < 1:
+        raise ValueError(f"--processes is {number} but must be at least 1")
+    return number
+
+
 def _start(
     command: list[str], place: dict[str, str], log_dir: Path, log: Path | None
 ) -> subprocess.Popen[bytes]:
@@ -70,14 +79,11 @@ def _start(
     environment |= {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_FOLDER": str(log_dir)}
     with Path(log or os.devnull).open("ab") as file:
         output = file if log else None  # None: rank 0 writes where this process does
-        return subprocess.Popen(
+        return start_child(
             [sys.executable, "-u", "-m", *command],
             env=os.environ | environment | place,
             stdout=output,
             stderr=output,
-            # the terminal's Ctrl-C reaches this process alone, which forwards it
-            start_new_session=True,
-            preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
         )
 
 

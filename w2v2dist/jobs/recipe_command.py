@@ -42,12 +42,9 @@ def run(args: argparse.Namespace, read_cluster: Callable[[], ClusterConfig], aga
 
 
 def _here(recipe: Recipe, processes: int | None, again: str) -> int:
-    import torch
+    from w2v2dist.jobs.local import processes_here
 
-    num_processes = processes if processes is not None else torch.cuda.device_count() or 2
-    if num_processes < 1:
-        raise ConfigError(f"--processes is {num_processes} but must be at least 1")
-    return run_recipe(recipe, num_processes, again)
+    return run_recipe(recipe, processes_here(processes, sys.maxsize), again)
 
 
 def _plan(recipe: Recipe, cluster: ClusterConfig) -> int:
@@ -59,8 +56,9 @@ def _plan(recipe: Recipe, cluster: ClusterConfig) -> int:
 
 
 def _submit(recipe: Recipe, cluster: ClusterConfig, args: argparse.Namespace, again: str) -> int:
-    from w2v2dist.jobs.cluster import minutes_of
+    from w2v2dist.jobs.cluster import check_sbatch, minutes_of
 
+    check_sbatch()
     jobs = submit_recipe(recipe, cluster, minutes_of(cluster.time), again)
     found = states(recipe)
     count = sum(state.name == "done" for state in found.values())

@@ -18,6 +18,7 @@ from w2v2dist.jobs.cluster import (
     TrainJob,
     environment_lines,
     make_executor,
+    refusal,
     sbatch_options,
 )
 from w2v2dist.jobs.recipe_stage import finish
@@ -176,7 +177,7 @@ def _submit_training(
     try:
         job = executor.submit(StageJob(str(resolved), (), str(task)))
     except Exception as error:  # submitit wraps what sbatch said in an exception of its own
-        raise RefusedError(f"{stage.name}: {' '.join(str(error).split())}") from None
+        raise RefusedError(f"{stage.name}: {refusal(error)}") from None
     _record(task, str(job.job_id), job.paths.stdout)
     return str(job.job_id)
 
@@ -216,7 +217,7 @@ def _submit_commands(
     )
     found = re.match(r"(\d+)", done.stdout.strip())
     if done.returncode or found is None:
-        said = " ".join((done.stderr or done.stdout).split())
+        said = refusal(done.stderr or done.stdout)
         raise RefusedError(f"{stages[0].name}: {said} (the script: {path})")
     numbers = [f"{found[1]}_{i}" for i in range(len(stages))] if array else [found[1]]
     for task, number in zip(tasks, numbers, strict=True):

@@ -1,7 +1,6 @@
 """One stage of a recipe, as its job runs it: `python -m w2v2dist.jobs.recipe_stage TASK.json`. What
 it makes gets its name when all of it is there."""
 
-import ctypes
 import os
 import platform
 import shutil
@@ -15,14 +14,13 @@ from types import FrameType
 from typing import Any, TextIO
 
 from w2v2dist import __version__
+from w2v2dist.jobs.child import CAUGHT, start_child
 from w2v2dist.recipes.build import REPOSITORY
 from w2v2dist.recipes.recipe import DONE, EVALUATION, OUT, digest_of, read_json
 from w2v2dist.recipes.state import end_path, write_json
 from w2v2dist.training.lock import InUseError, locked
 
-PR_SET_PDEATHSIG = 1
 CONTINUE = ("tune", "evaluate")  # kinds that go on with what they have: trials
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def make(path: Path, output: TextIO | None = None) -> int:
@@ -134,14 +132,8 @@ class _Child:
         """The exit status of a command; that of a signal where one came before."""
         if self.received:
             return 128 + self.received[0]
-        self.process = subprocess.Popen(
-            argv,
-            cwd=cwd,
-            stdout=output,
-            stderr=subprocess.STDOUT if output is not None else None,
-            start_new_session=True,
-            preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
-        )
+        errors = subprocess.STDOUT if output is not None else None
+        self.process = start_child(argv, cwd=cwd, stdout=output, stderr=errors)
         if self.received:  # while it was started
             self.process.terminate()
         status = self.process.wait()

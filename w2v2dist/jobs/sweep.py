@@ -5,8 +5,7 @@ import itertools
 import json
 import math
 import re
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 from w2v2dist.config import ConfigError, from_dict, parse_overrides, read_yaml, to_yaml
 from w2v2dist.data.index_writer import atomic
 from w2v2dist.jobs.cluster import ClusterConfig, Executor, TrainJob, make_executor, of_one_process
+from w2v2dist.recipes.queue import Queue
 from w2v2dist.runtime.logging import append_jsonl, read_jsonl
 from w2v2dist.tasks.train import read_config
+from w2v2dist.unsupervised.select import MANIFEST
 
-MANIFEST = "sweep.json"  # of the sweep's folder: its cells by name
 MOST_CELLS = 1_000  # the usual MaxArraySize of a cluster
 
 
@@ -149,21 +149,53 @@ def make_array(sweep: Sweep, cluster: ClusterConfig, nodes: str, minutes: int) -
     return executor
 
 
-def submit(sweep: Sweep, executor: Executor, at_once: int | None) -> list[str]:
-    """Submit the cells that are neither finished nor in the queue, as one array; lines to print."""
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a sweep still needs."""
+
+    cells: list[Cell]
+    num_finished: int
+    num_queued: int
+
+
+def missing(sweep: Sweep) -> Missing:
+    """The cells that are neither finished nor in the queue. Raises ValueError where nobody knows
+    what is in the queue: they could be submitted twice."""
+    tasks = {
+        f"{record['job']}_{number}": name
+        for record in read_jsonl(_log(sweep))
+        for number, name in enumerate(record["cells"])
+    }
+    queue = Queue.of(tasks)
+    if not queue.answers:
+        raise ValueError(
+            f"cells of {sweep.folder} were submitted before, but squeue does not answer here, so "
+            "nobody knows whether they still wait or run: try again, on a login node of the cluster"
+        )
+    queued = {name for task, name in tasks.items() if queue.state(task)}
+    finished = {cell.name for cell in sweep.cells if cell.is_finished}
+    left = [cell for cell in sweep.cells if cell.name not in finished | queued]
+    return Missing(left, len(finished), len(queued))
+
+
+def _log(sweep: Sweep) -> Path:
+    """The arrays that were submitted, a line each."""
+    return sweep.folder / "logs" / "submitted.jsonl"
+
+
+def submit(sweep: Sweep, executor: Executor, at_once: int | None, todo: Missing) -> list[str]:
+    """Submit the missing cells as one array; returns lines to print."""
     sweep.write_manifest()
-    log = sweep.folder / "logs" / "submitted.jsonl"
+    log = _log(sweep)
     log.parent.mkdir(parents=True, exist_ok=True)
-    name = str(executor.parameters["job_name"])
-    waiting = {*_queued(name, read_jsonl(log))}
-    finished = [cell for cell in sweep.cells if cell.is_finished]
-    todo = [c for c in sweep.cells if c not in finished and c.name not in waiting]
-    said = [f"{len(sweep.cells)} cells: {len(finished)} finished, {len(waiting)} in the queue"]
-    if not todo:
+    said = [
+        f"{len(sweep.cells)} cells: {todo.num_finished} finished, {todo.num_queued} in the queue"
+    ]
+    if not todo.cells:
         return said
     folders = log.with_name(f"folders-{len(read_jsonl(log)):04d}.txt")
     with atomic(folders) as file:
-        file.writelines(f"{cell.folder}\n".encode() for cell in todo)
+        file.writelines(f"{cell.folder}\n".encode() for cell in todo.cells)
     executor.update_parameters(
         setup=[
             *executor.parameters["setup"],
@@ -171,24 +203,13 @@ def submit(sweep: Sweep, executor: Executor, at_once: int | None) -> list[str]:
         ],
         **({} if at_once is None else {"array_parallelism": at_once}),
     )
-    jobs = [TrainJob(str(cell.write_config())) for cell in todo]
+    jobs = [TrainJob(str(cell.write_config())) for cell in todo.cells]
     submitted = executor.submit_array(jobs)
     job = submitted[0].job_id.split("_")[0]
-    append_jsonl(log, {"job": job, "cells": [cell.name for cell in todo]})
+    append_jsonl(log, {"job": job, "cells": [cell.name for cell in todo.cells]})
     return [
         *said,
-        f"submitted job {job}: an array of {len(todo)} cells",
+        f"submitted job {job}: an array of {len(todo.cells)} cells",
         f"runs {sweep.folder}",
         f"logs {submitted[0].paths.stdout.parent}/{job}_*",
     ]
-
-
-def _queued(name: str, log: list[dict[str, Any]]) -> Iterator[str]:
-    """The cells of earlier arrays that wait or run."""
-    command = ["squeue", "--noheader", "--array", f"--name={name}", "--format=%i"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    cells = {str(record["job"]): record["cells"] for record in log}
-    for job_id in shown:
-        job, _, task = job_id.partition("_")
-        if job in cells:
-            yield cells[job][int(task or 0)]

@@ -1,12 +1,12 @@
 """`launch/submit.py --sweep`: what it prints, checks and starts."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable
 
-from w2v2dist.jobs.cluster import ClusterConfig
-from w2v2dist.jobs.sweep import Sweep, fitting, make_array, read_sweep, submit
+from w2v2dist.jobs.cluster import ClusterConfig, check_sbatch, refusal
+from w2v2dist.jobs.local import processes_here
+from w2v2dist.jobs.sweep import Sweep, fitting, make_array, missing, read_sweep, submit
 from w2v2dist.jobs.sweep_here import run_here
 from w2v2dist.runtime.distributed import VirtualRanks
 
@@ -35,17 +35,12 @@ def run(
         print(f"\n# the sbatch script, which gets --array\n{array.script()}")
         print("\nnothing was submitted (--dry-run)")
         return 0
-    if shutil.which("sbatch") is None:
-        raise ValueError(
-            "sbatch is not on the PATH, so this is no Slurm login node: run here with --local, or "
-            "print the cells and the sbatch script with --dry-run"
-        )
+    check_sbatch()
+    todo = missing(sweep)
     try:
-        said = submit(sweep, array, args.at_once)
+        said = submit(sweep, array, args.at_once, todo)
     except Exception as error:  # submitit wraps what sbatch said in an exception of its own
-        print(
-            f"submit.py: sbatch refused the array: {' '.join(str(error).split())}", file=sys.stderr
-        )
+        print(f"submit.py: sbatch refused the array: {refusal(error)}", file=sys.stderr)
         return 1
     print(*said, sep="\n")
     return 0
@@ -64,11 +59,8 @@ def _plan(sweep: Sweep) -> list[str]:
 def _here(sweep: Sweep, args: argparse.Namespace) -> int:
     import torch
 
-    gpus = torch.cuda.device_count()
-    widest = min(cell.config.data.virtual_world_size for cell in sweep.cells)
-    num_processes = args.processes if args.processes is not None else min(gpus or 2, widest)
-    if num_processes < 1:
-        raise ValueError(f"--processes is {num_processes} but must be at least 1")
+    fewest = min(cell.config.data.virtual_world_size for cell in sweep.cells)
+    num_processes = processes_here(args.processes, fewest)
     for cell in sweep.cells:
         VirtualRanks(cell.config.data.virtual_world_size).check(num_processes)
-    return run_here(sweep, num_processes, args.at_once or 1, gpus)
+    return run_here(sweep, num_processes, args.at_once or 1, torch.cuda.device_count())

@@ -1,17 +1,16 @@
 """The cells of a sweep on this machine, one after another or some at a time. `python -m
 w2v2dist.jobs.sweep_here CONFIG FOLDER N` is one of them, of N processes."""
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from w2v2dist.jobs.local import CAUGHT, PR_SET_PDEATHSIG, run_local
+from w2v2dist.jobs.child import CAUGHT, start_child
+from w2v2dist.jobs.local import run_local
 from w2v2dist.jobs.sweep import Cell, Sweep
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
@@ -84,19 +83,9 @@ def _start(cell: Cell, num_processes: int, gpu: int | None) -> "subprocess.Popen
     module = "w2v2dist.jobs.sweep_here"
     command = [sys.executable, "-m", module, str(config), str(config.parent), str(num_processes)]
     visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-    die_too: Callable[[], int] = lambda: ctypes.CDLL(None).prctl(  # noqa: E731
-        PR_SET_PDEATHSIG, signal.SIGTERM
-    )
     print(f"{cell.name}: begins", flush=True)
     with (config.parent / "here.log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            env=os.environ | visible,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone
-            preexec_fn=die_too,
-        )
+        return start_child(command, env=os.environ | visible, stdout=log, stderr=log)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from w2v2dist.recipes.state import (
     task_path,
     write_json,
 )
+from w2v2dist.runtime.files import write_whole
 
 
 def prepare(recipe: Recipe, command: str = "") -> dict[str, State]:
@@ -39,9 +40,8 @@ def prepare(recipe: Recipe, command: str = "") -> dict[str, State]:
     recipe.folder.mkdir(parents=True, exist_ok=True)
     write_json(recipe.folder / IDENTITY, identity | ({"command": command} if command else {}))
     text = yaml.safe_dump(_plain(dict(recipe.written)), sort_keys=False, allow_unicode=True)
-    temporary = recipe.folder / f".{RESOLVED}.tmp"
-    temporary.write_text(f"# {recipe.path} as it was started; of `{recipe.name}`\n{text}")
-    temporary.replace(recipe.folder / RESOLVED)
+    first = f"# {recipe.path} as it was started; of `{recipe.name}`\n"
+    write_whole(recipe.folder / RESOLVED, first + text)
     return states(recipe)
 
 

@@ -1,7 +1,6 @@
 """Where a recipe is: what its folder says of each stage, and what Slurm says of its jobs."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from w2v2dist.config import diff, flatten
 from w2v2dist.recipes.queue import Queue
 from w2v2dist.recipes.recipe import Recipe, Stage, read_json
+from w2v2dist.runtime.files import write_whole
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.training.lock import last_holder
 
@@ -52,10 +52,7 @@ def part_of(folder: Path) -> Path:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(values, indent=1))  # ASCII: names of files may have no encoding
 
 
 def states(recipe: Recipe, queue: Queue | None = None) -> dict[str, State]:

@@ -26,7 +26,7 @@ from w2v2dist.decode.evaluated import data_config
 from w2v2dist.decode.phone_times import FORMS, labeller
 from w2v2dist.interop.open import is_run, model_arguments, open_model
 from w2v2dist.reporting.code_picture import picture
-from w2v2dist.reporting.page import write_whole
+from w2v2dist.runtime.files import write_whole
 from w2v2dist.runtime.logging import console
 from w2v2dist.training.bad_samples import most_frequent
 

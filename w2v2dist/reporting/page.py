@@ -4,10 +4,8 @@ import base64
 import hashlib
 import html
 import json
-import os
 from collections.abc import Iterable
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 ASSETS = resources.files("w2v2dist.reporting") / "page"
@@ -128,14 +126,3 @@ def document(title: str, body: Html, data: Any) -> str:
 
 def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Characters that no encoding has become `?`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,11 +12,12 @@ from w2v2dist import __version__
 from w2v2dist.recipes.recipe import Recipe, is_recipe, read_started
 from w2v2dist.reporting import code_picture, logs, scores, settings, timeline
 from w2v2dist.reporting.clips import Clips
-from w2v2dist.reporting.page import Html, cards, cut, document, fold, join, table, tag, write_whole
+from w2v2dist.reporting.page import Html, cards, cut, document, fold, join, table, tag
 from w2v2dist.reporting.panels import MARKED, Charts, Panel, marks, panels_of
 from w2v2dist.reporting.runs import ERRORS, MOST_RUNS, Run, find_runs, read_run
 from w2v2dist.reporting.table_forms import html_tables
 from w2v2dist.reporting.tail import COUNTED
+from w2v2dist.runtime.files import write_whole
 from w2v2dist.runtime.logging import console
 
 MOST_EVENTS = 300

@@ -6,8 +6,8 @@ from pathlib import Path
 from w2v2dist.config import ConfigError
 from w2v2dist.recipes.recipe import RESOLVED, read_started
 from w2v2dist.reporting.beside import OWN, tables_of
-from w2v2dist.reporting.page import write_whole
 from w2v2dist.reporting.table_forms import FORMS, screen_width
+from w2v2dist.runtime.files import write_whole
 from w2v2dist.runtime.logging import console
 
 SUFFIXES = {".md": "markdown", ".csv": "csv"}

@@ -11,8 +11,8 @@ from w2v2dist.data.source import open_index
 from w2v2dist.data.texts import count_symbols, read_labels
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import console
-from w2v2dist.tasks.agreed import agreed
 from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.training.agreed import agreed
 from w2v2dist.training.run_folder import has_saved
 
 NAMED = ("letters", "phones")

@@ -19,7 +19,7 @@ from w2v2dist.data.text_source import (
 from w2v2dist.model.language_model import LanguageModelConfig, TransformerLanguageModel
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.keyed import keyed_seed
-from w2v2dist.tasks.agreed import agreed
+from w2v2dist.training.agreed import agreed
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.engine import Engine
 from w2v2dist.training.schedules import learning_rate

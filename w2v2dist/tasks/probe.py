@@ -23,9 +23,9 @@ from w2v2dist.decode.greedy import greedy_text
 from w2v2dist.decode.scoring import error_counts, error_rates
 from w2v2dist.model import Wav2Vec2Config
 from w2v2dist.runtime.distributed import World
-from w2v2dist.tasks.agreed import agreed
 from w2v2dist.tasks.finetune import FinetuneBatch, FinetuneCollate
 from w2v2dist.tasks.linear_probe import CHECKED_EVERY, Labelled, LinearProbe
+from w2v2dist.training.agreed import agreed
 from w2v2dist.training.plain_engine import AnyEngine
 
 LONGEST = 40 * SAMPLE_RATE  # of an utterance: without gradients that fits where training does

@@ -54,7 +54,7 @@ class UnsupervisedTask:
         }
         self.records = {
             "phones": {"symbols": symbols},
-            "features": {"dim": source.train.dim, **source.train.meta.get("made_by", {})},
+            "features": {"dim": source.train.dim, **source.train.made_by},
         }
         self.notes: Sequence[str] = [
             f"{len(symbols)} symbols, features of width {source.train.dim}, "

@@ -20,6 +20,7 @@ from w2v2dist.decode.evaluated import data_config
 from w2v2dist.interop.open import OpenedModel
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import console, read_jsonl
+from w2v2dist.training.agreed import agreed
 from w2v2dist.training.bad_samples import most_frequent
 from w2v2dist.training.lock import InUseError, locked
 from w2v2dist.unsupervised import mfcc_targets
@@ -70,23 +71,11 @@ def prepare(
     data = dataclasses.replace(data_config(opened), max_bad_samples=max_bad)
     work = Preparation(folder=folder, indices=indices, data=data, world=world)
     with contextlib.ExitStack() as stack:
-        by_main(world, lambda: _begin(work, stack))
+        agreed(lambda: _begin(work, stack), world)
         fitted = folder.fitted(indices.get(TRAIN)) or _fitted(work)
         stores = [_features(work, name, fitted) for name in indices]
         work.say(f"features in {output}: {', '.join(indices)}")
         return stores
-
-
-def by_main(world: World, action: Callable[[], Any]) -> None:
-    """The first process acts, the others wait. Raises ConfigError in all where it cannot."""
-    problem = ""
-    if world.is_main:
-        try:
-            action()
-        except (ValueError, OSError) as error:
-            problem = str(error)
-    if problem := str(world.gather(problem)[0]):
-        raise ConfigError(problem)
 
 
 def _begin(work: Preparation, stack: contextlib.ExitStack) -> None:
@@ -114,7 +103,7 @@ def _fitted(work: Preparation) -> Fitted:
     made_by = {"data": index.fingerprint, **folder.made_by}
     many = config.num_clusters if config.version == 1 else config.num_targets
     work.say(f"looking for {many} clusters in {TRAIN} (one process, one thread)")
-    by_main(world, lambda: fit(store, config, made_by).save(folder.path))
+    agreed(lambda: fit(store, config, made_by).save(folder.path), world)
     found = Fitted.load(folder.path)
     assert found is not None
     work.say("; ".join(found.about["notes"]))
@@ -220,7 +209,7 @@ def _finished(
         writer.finish(num_parts)
 
     work.world.barrier()
-    by_main(work.world, finish)
+    agreed(finish, work.world)
     return FeatureStore(writer.folder)
 
 

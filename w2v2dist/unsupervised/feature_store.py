@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from w2v2dist.config import ConfigError
+from w2v2dist.config import ConfigError, diff
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.unsupervised.store_writer import VERSION, Label, fingerprint_of
 from w2v2dist.unsupervised.store_writer import FeatureStoreWriter as FeatureStoreWriter
@@ -60,6 +60,11 @@ class FeatureStore:
     def number(self) -> dict[str, int]:
         """The place of each key."""
         return {key: i for i, key in enumerate(self.keys)}
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What its frames mean: those of stores with other values cannot be mixed with them."""
+        return dict(self.meta.get("made_by") or {})
 
     @property
     def has_targets(self) -> bool:
@@ -123,12 +128,9 @@ def check_alike(one: FeatureStore, other: FeatureStore) -> None:
             f"{one.folder} has frames of {one.dim} channels but {other.folder} of {other.dim}: "
             "features of one kind are needed; make both with one command"
         )
-    ours, theirs = (s.meta.get("made_by") or {} for s in (one, other))
-    different = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
-    if different:
-        name = different[0]
+    for name, (ours, theirs) in diff(one.made_by, other.made_by).items():
         raise ConfigError(
             f"the features of {one.folder} and {other.folder} cannot be mixed: {name} is "
-            f"{ours.get(name)} in one and {theirs.get(name)} in the other; make both with one "
+            f"{ours} in one and {theirs} in the other; make both with one "
             "command (w2v2dist unsupervised audio --data … --valid …)"
         )

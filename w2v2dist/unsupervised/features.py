@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from w2v2dist.config import ConfigError, to_dict
-from w2v2dist.data.audio import SAMPLE_RATE, Waveform, normalize
+from w2v2dist.data.audio import SAMPLE_RATE, Waveform
 from w2v2dist.data.batch import Batch, Rows, core
 from w2v2dist.data.config import DataConfig
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import MicroBatches, iterate
-from w2v2dist.decode.chunks import chunks
+from w2v2dist.decode.chunks import heard
 from w2v2dist.decode.emissions import alone, digest_of
 from w2v2dist.interop.open import OpenedModel
 from w2v2dist.model import Wav2Vec2Config
@@ -62,11 +62,9 @@ class BlockFeatures:
         """(T, C) of (S,), of no frames where it is shorter than one. Over 60 s it is heard in
         overlapping pieces, as `w2v2dist evaluate` does."""
         found = [np.zeros((0, self.dim), np.float32)]
-        for part in chunks(waveform, self.config):
-            wave = normalize(part.waveform) if self.normalized else part.waveform
-            batch = torch.from_numpy(np.ascontiguousarray(wave, np.float32))[None]
-            out = self._encoder(batch.to(self._device), block=self.block).features[0]
-            found.append(out[part.first : part.last].float().cpu().numpy())
+        for part, kept in heard(waveform, self.config, self.normalized, self._device):
+            out = self._encoder(part, block=self.block).features[0, kept]
+            found.append(out.float().cpu().numpy())
         return np.concatenate(found)
 
 

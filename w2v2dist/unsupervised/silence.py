@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import webrtcvad
-from numpy.typing import NDArray
 
 from w2v2dist.config import ConfigError
 from w2v2dist.data.audio import SAMPLE_RATE, SILENCE, Waveform
+from w2v2dist.data.voice_activity import Flags, runs, voiced
 
 Span = tuple[int, int]  # samples: the first, and one after the last
 Detector = Literal["webrtc", "rvad", "none"]
@@ -39,11 +38,7 @@ class Silence:
         if self.detector == "rvad" and len(waveform) < RVAD_LEAST:
             return [(0, len(waveform))]
         found = (_webrtc if self.detector == "webrtc" else _rvad)(waveform)
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], found.astype(np.int8), [0]])))
-        return [
-            (int(a) * SHIFT, min(int(b) * SHIFT, len(waveform)))
-            for a, b in zip(edges[::2], edges[1::2], strict=True)
-        ]
+        return [(a * SHIFT, min(b * SHIFT, len(waveform))) for a, b in runs(found)]
 
     def removed(self, waveform: Waveform) -> Waveform:
         """A new waveform: the spans of speech, joined; of no samples where there is none."""
@@ -51,21 +46,13 @@ class Silence:
         return np.concatenate([waveform[:0], *(waveform[a:b] for a, b in spans)])
 
 
-Flags = NDArray[Any]
-
-
 def _webrtc(waveform: Waveform) -> Flags:
     """Whether every 10 ms is speech."""
-    vad = webrtcvad.Vad(STRICTEST)
-    num = len(waveform) // SHIFT
-    pcm = (np.clip(waveform[: num * SHIFT], -1, 1) * 32767).astype("<i2").tobytes()
-    size = 2 * SHIFT
-    flags = [vad.is_speech(pcm[i * size : (i + 1) * size], SAMPLE_RATE) for i in range(num)]
-    majority = _around(np.array(flags, bool), REACH) > REACH
-    return _around(majority, MARGIN) > 0
+    majority = _around(voiced(waveform, STRICTEST, SHIFT), REACH) > REACH
+    return np.asarray(_around(majority, MARGIN) > 0)
 
 
-def _around(flags: Flags, reach: int) -> Flags:
+def _around(flags: Flags, reach: int) -> Any:
     """How many of each decision and the `reach` on both sides of it are speech."""
     sums = np.convolve(flags, np.ones(2 * reach + 1, np.int64))
     return sums[reach : reach + len(flags)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from w2v2dist import checkpoint
-from w2v2dist.config import ConfigError, from_dict
+from w2v2dist.config import ConfigError, diff, from_dict
 from w2v2dist.unsupervised.config import UnsupervisedConfig
 from w2v2dist.unsupervised.feature_store import FeatureStore
 from w2v2dist.unsupervised.gan import GENERATOR, read_batch
@@ -27,17 +27,11 @@ class Trained:
 
     def check(self, store: FeatureStore) -> None:
         """Raise ConfigError for features of another kind than it was trained on."""
-        theirs = {"dim": store.dim, **store.meta.get("made_by", {})}
-        different = [
-            name
-            for name in sorted({*self.features, *theirs})
-            if self.features.get(name) != theirs.get(name)
-        ]
-        if different:
-            name = different[0]
+        given = {"dim": store.dim, **store.made_by}
+        for name, (ours, theirs) in diff(self.features, given).items():
             raise ConfigError(
-                f"{self.folder} was trained on features with {name} {self.features.get(name)}, but "
-                f"those of {store.folder} have {theirs.get(name)}: it can only read features that "
+                f"{self.folder} was trained on features with {name} {ours}, but "
+                f"those of {store.folder} have {theirs}: it can only read features that "
                 "were made as those of its training"
             )
 

@@ -13,13 +13,13 @@ def agreed(make: Callable[[], T], world: World) -> T:
     """What `make` returns in rank 0, which alone calls it, in all; collective. Its ValueError and
     OSError are a ConfigError in all."""
     found: T | None = None
-    problem = ""
+    problem: str | None = None
     if world.is_main:
         try:
             found = make()
         except (ValueError, OSError) as error:
             problem = str(error)
     found, problem = world.gather((found, problem))[0]
-    if found is None:
+    if problem is not None:
         raise ConfigError(problem)
     return found
