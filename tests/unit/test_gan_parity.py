@@ -282,7 +282,7 @@ class GoldenSource:
     notes: tuple[str, ...] = ()
     validation: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
     valid: None = None
-    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def train(self) -> GoldenSource:
