@@ -374,7 +374,7 @@ def test_the_alphabet_of_symbols() -> None:
     [
         ("label", "nowhere", "nowhere does not exist: give a run of task unsupervised, or a folder "
          "of what was read"),
-        ("label", "sweep", "holds 2 runs (one, …): give one of them; `w2v2dist unsupervised select"),
+        ("label", "sweep", "holds 2 runs (one, …): give one of them; `w2v2dist unsupervised"),
         ("label", "decoded", "has several folders of what was read: give one of them (a, b)"),
         ("label", "shards", "shards is something else: give a run of task unsupervised, or"),
         ("label", "sweep/two", "two has not saved a checkpoint yet"),
