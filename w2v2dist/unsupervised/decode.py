@@ -26,6 +26,11 @@ from w2v2dist.unsupervised.feature_store import FeatureStore
 from w2v2dist.unsupervised.phone_text import META, SILENCE, SPECIAL, PhoneText
 from w2v2dist.unsupervised.trained import Trained, open_trained
 
+PAIRED = (
+    "{} holds pairs of segments; a search reads version 1 better in segments before they are "
+    "paired: `w2v2dist unsupervised audio --segments` keeps them"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
@@ -144,9 +149,14 @@ class Read:
     @property
     def name(self) -> str:
         """What tells it from other readings of the run."""
-        search, parts = self.decoding.search, [self.store.folder.resolve().name]
-        parts += [search.decoder, f"stride{self.decoding.stride}"]
+        search, parts = self.decoding.search, ["segments"] * (_stage(self.store) == "segments")
+        parts += [self.store.folder.resolve().name, search.decoder, f"stride{self.decoding.stride}"]
         return "-".join([*parts, *[Path(n).name for n in (search.lm, search.lexicon) if n]])
+
+
+def _stage(store: FeatureStore) -> str | None:
+    """What its frames are of version 1: pairs, segments."""
+    return store.made_by.get("stage")
 
 
 def read_by(args: argparse.Namespace) -> Read:
@@ -163,6 +173,8 @@ def read_by(args: argparse.Namespace) -> Read:
     stride = trained.config.model.generator.stride if args.stride is None else args.stride
     search = dataclasses.replace(decoding_from(args), num_best=1)
     decoding = Decoding(search=search, stride=stride, silence_weight=args.silence_weight)
+    if search.decoder != "greedy" and _stage(store) == "pairs":
+        console.print(f"note: {PAIRED.format(store.folder)}", style="yellow", markup=False)
     return Read(trained, store, decoding, decode(trained, store, decoding))
 
 
