@@ -205,6 +205,34 @@ def test_decode_writes_an_evaluation(run: Path, capsys: pytest.CaptureFixture[st
     assert searched["asked"]["beam"]["beam_size"] == 20
 
 
+def test_weights_are_found_without_labels(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_features(run / "development", 7, 6, labels=False)
+    lm = ["--lm", str(PhoneText(run / "text").lm_path(False)), "--workers", "1"]
+    beam = [*lm, "--beam-size", "10"]
+    given = ["decode", f"{run}/run", *beam]
+    tuning = ["--tune", f"{run}/development", "--trials", "3"]
+    status, out = said(capsys, *given, *tuning, "--output", f"{run}/tuned")
+    assert status == 0, out
+    (path,) = (run / "run/decoded").glob("tuned-development-beam-*/weights.json")
+    found = json.loads(path.read_text())
+    assert f"weights: --lm-weight {found['lm_weight']:g} " in out
+    assert "per" not in found
+    asked = json.loads((run / "tuned/evaluation.json").read_text())["asked"]
+    assert asked["silence_weight"] == found["silence_weight"]
+    assert asked["beam"]["lm_weight"] == found["lm_weight"]
+    # the file says the same to the next one; what is given wins
+    weights = ["--weights", str(path), "--output", f"{run}/again"]
+    assert said(capsys, *given, *weights)[0] == 0
+    assert json.loads((run / "again/evaluation.json").read_text())["asked"] == asked
+    assert said(capsys, *given, *weights, "--silence-weight", "0.5")[0] == 0
+    again = json.loads((run / "again/evaluation.json").read_text())["asked"]
+    assert again == asked | {"silence_weight": 0.5}
+    status, out = said(capsys, "decode", f"{run}/run", *tuning)
+    assert (status, "name a language model with --lm" in out) == (2, True)
+    path.write_text(json.dumps({**found, "silence_weight": "loud"}))
+    assert "silence_weight of" in said(capsys, *given, *weights)[1]
+
+
 def test_without_labels_there_is_no_error_rate(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
