@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from w2v2dist.cli import main, parse
+from w2v2dist.config import ConfigError
+from w2v2dist.data.timit import fold
 from w2v2dist.lm.arpa import read_arpa
 from w2v2dist.unsupervised import text as command
 from w2v2dist.unsupervised.phone_text import PhoneText
@@ -65,6 +67,49 @@ def test_language_models_are_with_silence_and_without(tmp_path: Path) -> None:
     assert text.lm_path(False, 2).is_file()
     sure = with_silence.score(["<SIL>", "ð", "ə"])[0]
     assert sure > with_silence.score(["k", "ð", "ə"])[0], "every line begins with it"
+
+
+PLAIN = "p b t d k g m n ŋ f v s z ʃ ʒ h l ɹ j w i e ɛ a ɑ ɔ o ʊ u ə".split()
+INVENTORIES = {
+    "timit": [*fold(61), "noise", "breath", "laugh"],
+    "ipa": [f"{p}{d}" for p in PLAIN for d in ("", "ʰ", "ː", "̃ː", "͡ʃʲʷ")],
+    "tones": [f"{p}{tone}" for p in ("iang", "uang", "iong") for tone in range(1, 6)] + PLAIN,
+    "placed": [f"{phone.upper()}1_{place}" for phone in fold(61) for place in "BIES"],
+    "many": [f"{p}{i}" for p in PLAIN[:20] for i in range(10)],
+}
+
+
+@pytest.mark.parametrize("name", INVENTORIES)
+def test_any_languages_phones_are_taken(tmp_path: Path, name: str) -> None:
+    phones = INVENTORIES[name]
+    text = "".join(f"{' '.join(phones[i:] + phones[:i])}\n" for i in range(20))
+    assert len(made(tmp_path, text, "--phones", lexicon=None).symbols) == 4 + len(phones) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "it was the best of times it was the worst of times\nthe cat sat on houses and gardens",
+            r"4 of 13 symbols are longer than 4 letters: 'times', 'worst', 'houses', 'gardens'\)",
+        ),
+        (" ".join(f"w{i}" for i in range(401)), "401 different symbols where 400 are more than"),
+        (
+            "今日は良い天気です ねえそうですね 明日も晴れるでしょう そうかもしれない",
+            "4 of 4 symbols are longer",
+        ),
+    ],
+)
+def test_words_are_no_phones(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"--phones has words where phones should be .*{message}"
+    ):
+        made(tmp_path, text, "--phones", lexicon=None)
+    words = sorted({*text.split()})
+    lexicon = "".join(f"{word}\t{word} {word}\n" for word in words)
+    with pytest.raises(ConfigError, match=r"the lexicon .* has words where phones should be"):
+        made(tmp_path, text, lexicon=lexicon)
+    assert not (tmp_path / "out").exists()
 
 
 def test_sentences_in_another_language_are_left_out(

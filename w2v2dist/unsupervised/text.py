@@ -22,7 +22,12 @@ from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.runtime.logging import console
 from w2v2dist.unsupervised.phone_lm import ORDERS, write_phone_lms
 from w2v2dist.unsupervised.phone_text import META, SPECIAL, PhoneText, write_phone_text
-from w2v2dist.unsupervised.pronunciation import Pronunciations, phonemized, read_pronunciations
+from w2v2dist.unsupervised.pronunciation import (
+    Pronunciations,
+    check_phones,
+    phonemized,
+    read_pronunciations,
+)
 from w2v2dist.unsupervised.text_language import OnlyLanguage
 from w2v2dist.unsupervised.text_words import (
     EMPTY,
@@ -257,8 +262,10 @@ def _spoken(
         )
     if lexicon is not None:
         check_alphabet(counted.words, lexicon, args.lexicon)
+        check_phones(lexicon.phones.values(), f"the lexicon {args.lexicon}")
     elif args.phones:
         lexicon = Pronunciations({word: tuple(word.split()) for word in words})
+        check_phones(lexicon.phones.values(), "the text of --phones")
     else:
         with console.status("espeak-ng speaks the words"):
             lexicon = phonemized(words, args.language)
