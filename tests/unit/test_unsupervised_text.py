@@ -79,6 +79,15 @@ INVENTORIES = {
 }
 
 
+def test_what_leaves_nothing_says_which_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no sentence is left: .* these words: 'cats', 'dogs'"):
+        made(tmp_path, "the cats\nthe dogs\nthe cats\n")
+    with pytest.raises(ConfigError, match=r"none of the 2 words can be spoken: .* five digits"):
+        made(tmp_path, "123456 98765\n")
+    with pytest.raises(ConfigError, match=r"the lexicon '.*' is a folder"):
+        read_pronunciations(tmp_path)
+
+
 @pytest.mark.parametrize("name", INVENTORIES)
 def test_any_languages_phones_are_taken(tmp_path: Path, name: str) -> None:
     phones = INVENTORIES[name]

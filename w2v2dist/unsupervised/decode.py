@@ -26,7 +26,7 @@ from w2v2dist.decode.tune import NUM_TRIALS
 from w2v2dist.lm.arpa import MARKS, arpa_words, sniff
 from w2v2dist.runtime.logging import console
 from w2v2dist.unsupervised.feature_store import FeatureStore
-from w2v2dist.unsupervised.phone_text import META, SILENCE, SPECIAL, PhoneText
+from w2v2dist.unsupervised.phone_text import META, SILENCE, SPECIAL, PhoneText, strange_labels
 from w2v2dist.unsupervised.trained import Trained, open_trained
 from w2v2dist.unsupervised.tune import Judge, Search, tune
 
@@ -283,6 +283,8 @@ def run(args: argparse.Namespace) -> None:
     read = read_by(args)
     folder = args.output or Path(args.run) / "decoded" / read.name
     about = write_read(read, folder)
+    if strange := strange_labels(read.store.labels.values(), read.trained.symbols):
+        console.print(f"note: {read.store.folder}: {strange}", style="yellow", markup=False)
     if "per" in about:
         rate, low, high = (100 * about[name] for name in ("per", "per_low", "per_high"))
         console.print(f"PER {rate:.2f} % ({low:.2f} to {high:.2f})", markup=False)

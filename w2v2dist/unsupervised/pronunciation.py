@@ -40,8 +40,9 @@ def read_pronunciations(
     gzip; CMUdict as it is). The first of a word's pronunciations is taken; without `stress` the
     digit behind a vowel is left out. Raises ConfigError that names the line."""
     if not Path(path).is_file():
+        wrong = "is a folder" if Path(path).is_dir() else "does not exist"
         raise ConfigError(
-            f"the lexicon {str(path)!r} does not exist: give a file with `word<TAB>phone phone …` "
+            f"the lexicon {str(path)!r} {wrong}: give a file with `word<TAB>phone phone …` "
             "in each line, or let espeak-ng speak the words (--language)"
         )
     found: dict[str, Phones] = {}

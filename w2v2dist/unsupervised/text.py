@@ -34,6 +34,7 @@ from w2v2dist.unsupervised.text_words import (
     FOREIGN,
     PRUNED,
     RARE,
+    UNSPOKEN,
     Counted,
     Reading,
     Spoken,
@@ -242,7 +243,10 @@ def _write(
             reasons.update(part.reasons)
             yield from part.rows()
         if reasons.total() == counted.num_lines:
-            raise ConfigError(f"no sentence is left: {_why(reasons, counted.num_lines)}")
+            strange = [w for w in counted.words if spoken.reasons.get(w) == UNSPOKEN]
+            first = sorted(strange, key=lambda w: (-counted.words[w], w))[:5]
+            named = f"; the first of these words: {', '.join(map(repr, first))}" if first else ""
+            raise ConfigError(f"no sentence is left: {_why(reasons, counted.num_lines)}{named}")
 
     made(args.output, "--output")
     _write_words(args.output, spoken, counted)
@@ -256,10 +260,11 @@ def _spoken(
     """The words that can be spoken; notes on them."""
     words = worth_speaking(counted.words, 1 if args.phones else args.min_count)
     if not words:
-        raise ConfigError(
-            f"none of the {len(counted.words):,} words is there --min-count {args.min_count} "
-            "times: give more text, or --min-count 1"
-        )
+        often = sum(n >= args.min_count for n in counted.words.values())
+        why = f"is there --min-count {args.min_count} times: give more text, or --min-count 1"
+        if often:
+            why = "can be spoken: those that are there often enough have five digits in a row"
+        raise ConfigError(f"none of the {len(counted.words):,} words {why}")
     if lexicon is not None:
         check_alphabet(counted.words, lexicon, args.lexicon)
         check_phones(lexicon.phones.values(), f"the lexicon {args.lexicon}")
