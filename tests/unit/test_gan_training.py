@@ -238,7 +238,7 @@ def test_the_phones_of_a_run_do_not_change(
 
 def test_what_else_does_not_fit(data: dict[str, Any], world: World, tmp_path: Path) -> None:
     config = write_gan_config(tmp_path, data)
-    with pytest.raises(ConfigError, match=r"0 usable utterances of 40 .*; 40 of 40 .* they have less"):
+    with pytest.raises(ConfigError, match=r"0 usable utterances of 40 .*; 40 of 40 .* have less"):
         run(config, world, **{"data.min_frames": 99})
     for name in ("train", "text"):
         both = f"{data[name]},{data[name]}"

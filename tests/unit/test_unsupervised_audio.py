@@ -342,6 +342,8 @@ def test_features_of_two_models_are_not_mixed(
     assert "features of other settings (model is" in capsys.readouterr().err
     assert audio(model, second, "--valid", f"more={speech['valid']}", "--block", "1") == 2
     assert "(block is 2 there and 1 now)" in capsys.readouterr().err
+    assert audio(model, second, "--valid", f"more={speech['valid']}", *V1) == 2
+    assert "(version is 2 there and 1 now)" in capsys.readouterr().err
     assert audio(model, second, *valid, "--silence", "none") == 2
     assert "silence is webrtc there" in capsys.readouterr().err
     assert audio(model, second, "--data", str(speech["valid"]), *V2) == 2
@@ -381,6 +383,15 @@ def test_what_cannot_be_made(
     assert audio(model, tmp_path / "out", *named) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out/train").exists()
+
+
+def test_too_many_channels_are_refused_before_anything_is_heard(
+    model: Path, speech: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(speech["train"]), *V1, "--pca", "49"]
+    assert audio(model, tmp_path / "out", *arguments) == 2
+    assert "PCA to 49 channels was asked for, but the frames have 48" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_unknown_normalisation(

@@ -61,7 +61,9 @@ class AudioFolder:
             there = dict(json.loads(about.read_text(encoding="utf-8")))["made_by"]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{about} cannot be read ({error}): remove {self.path}") from None
-        for name, (before, now) in diff(there, self.made_by).items():
+        differ = diff(there, self.made_by)
+        for name in sorted(differ, key=lambda name: name != "version"):  # the rest follows from it
+            before, now = differ[name]
             raise ConfigError(
                 f"--output {self.path} has features of other settings ({name} is {before} there "
                 f"and {now} now): choose another folder, or give the same settings"

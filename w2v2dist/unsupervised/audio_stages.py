@@ -26,6 +26,7 @@ from w2v2dist.training.lock import InUseError, locked
 from w2v2dist.unsupervised import mfcc_targets
 from w2v2dist.unsupervised.audio_config import FRAMES, MFCC, TRAIN, AudioConfig
 from w2v2dist.unsupervised.audio_folder import AudioFolder, one_after_the_other
+from w2v2dist.unsupervised.clustering import check_pca
 from w2v2dist.unsupervised.feature_store import FeatureStore, Frames
 from w2v2dist.unsupervised.features import (
     MIN_FRAMES,
@@ -67,6 +68,8 @@ def prepare(
     features = BlockFeatures(opened, config.block, world.device)
     if config.version == 2:
         mfcc_targets.check_stride(features.config.total_stride)
+    if config.version == 1:
+        check_pca(config.pca_dim, features.dim)
     indices = {name: open_index(folders, _option(name)) for name, folders in shards.items()}
     folder = AudioFolder(path=output, config=config, features=features, source=str(opened.source))
     data = dataclasses.replace(data_config(opened), max_bad_samples=max_bad)
