@@ -10,11 +10,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from launch import submit
-from tests.gan_data import write_features, write_gan_config, write_language, write_text
+from tests.gan_data import DIM, write_features, write_gan_config, write_language, write_text
 from tests.training_parts import world as world  # a fixture
 from w2v2dist.cli import main
 from w2v2dist.config import ConfigError
@@ -26,7 +27,7 @@ from w2v2dist.tasks.train import open_source, read_config
 from w2v2dist.tasks.unsupervised import UnsupervisedTask, unsupervised_source
 from w2v2dist.training.alarms import AlarmError
 from w2v2dist.training.loop import Finished, Outcome, Preempted, fit
-from w2v2dist.unsupervised.feature_store import FeatureStore
+from w2v2dist.unsupervised.feature_store import FeatureStore, FeatureStoreWriter
 from w2v2dist.unsupervised.selection import phones_of
 from w2v2dist.unsupervised.trained import open_trained
 
@@ -213,7 +214,9 @@ def test_features_of_two_models_are_not_mixed(
     config = write_gan_config(tmp_path / "d", data)
     run(config, world, **{"loop.max_steps": 6})
     write_features(tmp_path / "train", 1, 40, model="another", num_targets=3)
-    with pytest.raises(ConfigError, match="another features"):
+    with pytest.raises(
+        ConfigError, match=r"another features.json .*\(model: 'made' -> 'another'\)"
+    ):
         run(config, world, **{"data.train": str(tmp_path / "train"), "data.valid": None})
 
 
@@ -223,8 +226,54 @@ def test_the_phones_of_a_run_do_not_change(
     config = write_gan_config(tmp_path, data)
     run(config, world)
     text = write_text(tmp_path / "text", 40, ["a", "b", "d", "e", "f", "z"])
-    with pytest.raises(ConfigError, match="is a run with another phones"):
+    with pytest.raises(ConfigError, match=r"is a run with another phones.json .* only one has g z"):
         run(config, world, **{"data.text": str(text.folder)})
+    text = write_text(tmp_path / "order", 40, ["b", "a", "d", "e", "f", "g"])
+    with pytest.raises(ConfigError, match=r"phones.json .*\(symbols: in another order\)"):
+        run(config, world, **{"data.text": str(text.folder)})
+    text = write_text(tmp_path / "more", 41)
+    with pytest.raises(ConfigError, match=r"was trained on data with fingerprint .* use the same"):
+        run(config, world, **{"data.text": str(text.folder)})
+
+
+def test_what_else_does_not_fit(data: dict[str, Any], world: World, tmp_path: Path) -> None:
+    config = write_gan_config(tmp_path, data)
+    with pytest.raises(ConfigError, match=r"0 usable utterances of 40 .*; 40 of 40 .* have less"):
+        run(config, world, **{"data.min_frames": 99})
+    for name in ("train", "text"):
+        both = f"{data[name]},{data[name]}"
+        with pytest.raises(ConfigError, match=f"data.{name} is .* but it must be one folder"):
+            run(config, world, **{f"data.{name}": both})
+    with FeatureStoreWriter(tmp_path / "fast", DIM, "float32", {}) as store:
+        for i in range(8):  # MFCCs' 100 Hz
+            store.add(f"u{i}", np.ones((10, DIM)), np.zeros(20, np.int64))
+    targets = write_gan_config(
+        tmp_path / "t",
+        data,
+        losses={"auxiliary_weight": 0.5},
+        model={"generator": {"residual": True}},
+    )
+    with pytest.raises(ConfigError, match=r"u0 of .* has 20 auxiliary targets but 10 frames"):
+        run(targets, world, **{"data.train": str(tmp_path / "fast"), "data.valid": None})
+
+
+def test_labels_of_other_phones_are_said(data: dict[str, Any], tmp_path: Path) -> None:
+    """They are for watching alone, but what is watched would mean nothing."""
+    labels = [{"phones": "a b aa ae"}, {}, {"phones": "a a a a ih ih"}]
+    with FeatureStoreWriter(
+        tmp_path / "valid", DIM, "float32", {"made_by": {"model": "made"}}
+    ) as s:
+        for i, label in enumerate(labels):
+            s.add(f"v{i}", np.ones((10, DIM)), None, label)
+    config = read_config(
+        str(write_gan_config(tmp_path, {**data, "valid": str(tmp_path / "valid")})), []
+    )
+    (note,) = unsupervised_source(config).notes
+    assert note.startswith(
+        "data.valid: 40% of the phones that the features have as labels are none"
+    )
+    assert "(ih aa ae)" in note
+    assert not unsupervised_source(read_config(str(write_gan_config(tmp_path, data)), [])).notes
 
 
 def test_what_is_not_there(data: dict[str, Any], world: World, tmp_path: Path) -> None:

@@ -505,6 +505,29 @@ def test_a_folder_is_of_one_recipe_and_one_version_of_the_corpora(write: Write) 
     }
 
 
+@pytest.mark.parametrize("where", [["--local"], []], ids=["here", "slurm"])
+def test_what_is_refused_at_once_leaves_nothing_behind(
+    write: Write,
+    where: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither a new folder nor a lock in another's."""
+    Path("bin").mkdir()
+    (Path("bin") / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    (Path("bin") / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:/bin")
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    assert main([*where, "--recipe", str(write()), "folder=mine"]) == 2
+    assert "belongs to no recipe" in capsys.readouterr().err
+    assert [p.name for p in Path("mine").iterdir()] == ["thesis.tex"]
+    corpora = "corpora.texts=nowhere"
+    assert main([*where, "--recipe", str(write()), corpora, "folder=new"]) == 2
+    assert "corpora.texts is " in capsys.readouterr().err
+    assert not Path("new").exists()
+
+
 def test_two_submitters_at_once(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write()
     hold = "import sys, time; from w2v2dist.training.lock import locked; from pathlib import Path\n"

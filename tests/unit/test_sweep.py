@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from w2v2dist.config import ConfigError
 from w2v2dist.jobs.cluster import ClusterConfig
 from w2v2dist.jobs.sweep import fitting, make_array, missing, read_sweep
 from w2v2dist.runtime.logging import read_jsonl
+from w2v2dist.training import lock
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -220,6 +223,47 @@ def test_cells_are_not_submitted_twice(
         assert "squeue does not answer here" in capsys.readouterr().err
         assert not (tmp_path / "sweep" / "sweep.json").exists()
     assert log.read_text() == before
+
+
+@pytest.mark.parametrize("where", [[], ["--local"]], ids=["slurm", "here"])
+def test_two_submitters_at_once(
+    where: list[str],
+    data: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second one would find the same cells missing as the first, which has not said yet what it
+    submits."""
+    path, tools = write_sweep(tmp_path, data), tmp_path / "bin"
+    tools.mkdir()
+    called = tmp_path / "called"
+    (tools / "sbatch").write_text(f"#!/bin/sh\ntouch {called}\nexit 1\n")
+    (tools / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/bin")
+    hold = "import sys, time; from w2v2dist.training.lock import locked; from pathlib import Path\n"
+    hold += f"with locked(Path({str(tmp_path / 'sweep')!r})): print('held', flush=True); "
+    hold += "time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    clock = SimpleNamespace(monotonic=itertools.count(0, 200).__next__, sleep=lambda seconds: None)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "time", clock)  # nobody waits
+            assert submit.main([*where, "--sweep", str(path)]) == 1
+        said = capsys.readouterr()
+        assert f"is in use by process {process.pid} on" in said.err
+        assert said.out == ""
+        assert [p.name for p in (tmp_path / "sweep").iterdir()] == ["lock"]
+        assert not called.exists()
+    finally:
+        process.kill()
+        process.wait()
+    if not where:  # then it is the next one's turn
+        assert submit.main(["--sweep", str(path)]) == 1
+        assert "sbatch refused the array" in capsys.readouterr().err
+        assert called.exists()
 
 
 def test_options_that_do_not_go_together(

@@ -395,6 +395,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--table", "5"): "--table is '5' but must be one of 1, 2, 3, 4, U1",
         ("--table", ""): "--table is '' but must be one of 1, 2, 3, 4, U1",
         ("--output", str(tmp_path)): "directory",
+        ("--output", "x.html"): "x.html, but tables are written as .txt, .md, .csv",
     }.items():
         assert main(["table", *argv]) == 2, argv
         assert said in capsys.readouterr().err

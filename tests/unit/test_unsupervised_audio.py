@@ -28,7 +28,7 @@ from w2v2dist.unsupervised import audio_folder, audio_stages, mfcc_targets
 from w2v2dist.unsupervised.clustering import Clusters
 from w2v2dist.unsupervised.feature_store import FeatureStore, check_alike
 from w2v2dist.unsupervised.fitted import Fitted
-from w2v2dist.unsupervised.segments import run_means
+from w2v2dist.unsupervised.segments import pair_means, run_means
 from w2v2dist.unsupervised.silence import Silence
 
 V2 = ["--block", "2", "--targets", "8"]
@@ -179,6 +179,39 @@ def test_segments_of_the_frames(first: Path) -> None:
     assert (np.diff(projected.std(0)) < 1e-3).all()
 
 
+def test_segments_before_they_are_paired(
+    model: Path, speech: dict[str, Path], first: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Asked for later, nothing is heard again and what is there stays; at once, all is the same."""
+    output, before = tmp_path / "out", contents(first)
+    shutil.copytree(first, output)
+    added = ["--valid", str(speech["valid"]), *V1, "--segments"]
+    with monkeypatch.context() as patch:
+        patch.setattr(audio_stages.BlockFeatures, "__call__", None)
+        assert audio(model, output, *added) == 0
+    assert "segments before they are paired are in" in capsys.readouterr().out
+    after = contents(output)
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"segments"}
+    segments, pairs = FeatureStore(output / "segments/valid"), FeatureStore(output / "valid")
+    assert segments.keys == pairs.keys
+    assert segments.labels == pairs.labels
+    for i in range(len(pairs)):
+        np.testing.assert_array_equal(pair_means(segments.frames(i)), pairs.frames(i))
+        assert segments.num_frames[i] in (2 * pairs.num_frames[i] - 1, 2 * pairs.num_frames[i])
+    with pytest.raises(ValueError, match="stage is pairs in one and segments in the other"):
+        check_alike(pairs, segments)
+    at_once = ["--data", str(speech["train"]), *added]
+    assert audio(model, tmp_path / "new", *at_once) == 0
+    assert contents(tmp_path / "new/segments/valid") == contents(output / "segments/valid")
+    assert FeatureStore(tmp_path / "new/segments/train").keys == FeatureStore(first / "train").keys
+    assert audio(model, tmp_path / "new", *at_once) == 0  # all is there
+    assert audio(model, tmp_path / "v2", "--data", str(speech["train"]), *V2, "--segments") == 2
+    assert "segments are of version 1" in capsys.readouterr().err
+    assert audio(model, output, "--valid", f"segments={speech['valid']}", *V1) == 2
+
+
 @pytest.mark.parametrize("arguments", [V1, V2], ids=["v1", "v2"])
 def test_an_interrupted_one_goes_on(
     model: Path,
@@ -309,6 +342,8 @@ def test_features_of_two_models_are_not_mixed(
     assert "features of other settings (model is" in capsys.readouterr().err
     assert audio(model, second, "--valid", f"more={speech['valid']}", "--block", "1") == 2
     assert "(block is 2 there and 1 now)" in capsys.readouterr().err
+    assert audio(model, second, "--valid", f"more={speech['valid']}", *V1) == 2
+    assert "(version is 2 there and 1 now)" in capsys.readouterr().err
     assert audio(model, second, *valid, "--silence", "none") == 2
     assert "silence is webrtc there" in capsys.readouterr().err
     assert audio(model, second, "--data", str(speech["valid"]), *V2) == 2
@@ -348,6 +383,15 @@ def test_what_cannot_be_made(
     assert audio(model, tmp_path / "out", *named) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out/train").exists()
+
+
+def test_too_many_channels_are_refused_before_anything_is_heard(
+    model: Path, speech: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(speech["train"]), *V1, "--pca", "49"]
+    assert audio(model, tmp_path / "out", *arguments) == 2
+    assert "PCA to 49 channels was asked for, but the frames have 48" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_unknown_normalisation(

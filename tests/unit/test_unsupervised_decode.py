@@ -30,7 +30,7 @@ from w2v2dist.tasks.train import read_config
 from w2v2dist.tasks.unsupervised import UnsupervisedTask, unsupervised_source
 from w2v2dist.training.loop import fit
 from w2v2dist.unsupervised.config import UnsupervisedConfig
-from w2v2dist.unsupervised.decode import Decoding, alphabet_of, decode, emissions
+from w2v2dist.unsupervised.decode import Decoding, Read, alphabet_of, decode, emissions
 from w2v2dist.unsupervised.feature_store import FeatureStore, FeatureStoreWriter
 from w2v2dist.unsupervised.gan_source import ValidationBatches
 from w2v2dist.unsupervised.generator import Generator, GeneratorConfig
@@ -55,9 +55,12 @@ def knowing(config: GeneratorConfig, codes: np.ndarray, made_by: dict[str, Any])
     return Trained(Path("run"), generator, SYMBOLS, features, UnsupervisedConfig(run_dir="run"))
 
 
-def store_of(folder: Path, lines: list[list[int]], codes: np.ndarray, frames: int) -> FeatureStore:
+def store_of(
+    folder: Path, lines: list[list[int]], codes: np.ndarray, frames: int, **made_by: str
+) -> FeatureStore:
     rng = np.random.default_rng(3)
-    with FeatureStoreWriter(folder, DIM, "float32", {"made_by": {"model": "made"}}) as writer:
+    meta = {"made_by": {"model": "made", **made_by}}
+    with FeatureStoreWriter(folder, DIM, "float32", meta) as writer:
         for i, line in enumerate(lines):
             values = np.repeat(codes[line], frames, 0)
             values = values + 0.05 * rng.standard_normal(values.shape)
@@ -102,6 +105,27 @@ def test_another_stride_has_the_same_weights(tmp_path: Path, codes: np.ndarray) 
         for s in (1, 2, 4)
     ]
     assert read[0] == read[1] == read[2]
+
+
+def test_segments_are_read_by_what_was_trained_on_pairs(tmp_path: Path, codes: np.ndarray) -> None:
+    """Version 1 searches segments before they are paired; nothing else but their stage differs."""
+    lines, config = sentences(1, 3), GeneratorConfig(kernel_size=1)
+    pairs = store_of(tmp_path / "pairs", lines, codes, 1, stage="pairs")
+    segments = store_of(tmp_path / "segments", lines, codes, 2, stage="segments")
+    trained = knowing(config, codes, pairs.made_by)
+    decoding = Decoding(search=GREEDY, stride=1)
+    read = [[x.hypothesis for x in decode(trained, s, decoding)] for s in (pairs, segments)]
+    assert read[0] == read[1]
+    with pytest.raises(ConfigError, match=r"features with stage segments, but .* have pairs"):
+        decode(knowing(config, codes, segments.made_by), pairs, decoding)
+    other = store_of(tmp_path / "other", lines, codes, 2, stage="segments", fitted="f")
+    with pytest.raises(ConfigError, match="features with fitted"):
+        decode(trained, other, decoding)
+    frames = store_of(tmp_path / "frames", lines, codes, 2, stage="frames")
+    with pytest.raises(ConfigError, match=r"with stage pairs, but .* have frames"):
+        decode(trained, frames, decoding)
+    names = {Read(trained, store, decoding, []).name for store in (pairs, segments)}
+    assert names == {"pairs-greedy-stride1", "segments-segments-greedy-stride1"}
 
 
 def test_silence_is_a_blank_and_special_symbols_are_never_read(
@@ -179,6 +203,34 @@ def test_decode_writes_an_evaluation(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["unsupervised", "decode", f"{run}/run", *beam, "--output", f"{run}/beam"]) == 0
     searched = json.loads((run / "beam/evaluation.json").read_text())
     assert searched["asked"]["beam"]["beam_size"] == 20
+
+
+def test_weights_are_found_without_labels(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_features(run / "development", 7, 6, labels=False)
+    lm = ["--lm", str(PhoneText(run / "text").lm_path(False)), "--workers", "1"]
+    beam = [*lm, "--beam-size", "10"]
+    given = ["decode", f"{run}/run", *beam]
+    tuning = ["--tune", f"{run}/development", "--trials", "3"]
+    status, out = said(capsys, *given, *tuning, "--output", f"{run}/tuned")
+    assert status == 0, out
+    (path,) = (run / "run/decoded").glob("tuned-development-beam-*/weights.json")
+    found = json.loads(path.read_text())
+    assert f"weights: --lm-weight {found['lm_weight']:g} " in out
+    assert "per" not in found
+    asked = json.loads((run / "tuned/evaluation.json").read_text())["asked"]
+    assert asked["silence_weight"] == found["silence_weight"]
+    assert asked["beam"]["lm_weight"] == found["lm_weight"]
+    # the file says the same to the next one; what is given wins
+    weights = ["--weights", str(path), "--output", f"{run}/again"]
+    assert said(capsys, *given, *weights)[0] == 0
+    assert json.loads((run / "again/evaluation.json").read_text())["asked"] == asked
+    assert said(capsys, *given, *weights, "--silence-weight", "0.5")[0] == 0
+    again = json.loads((run / "again/evaluation.json").read_text())["asked"]
+    assert again == asked | {"silence_weight": 0.5}
+    status, out = said(capsys, "decode", f"{run}/run", *tuning)
+    assert (status, "name a language model with --lm" in out) == (2, True)
+    path.write_text(json.dumps({**found, "silence_weight": "loud"}))
+    assert "silence_weight of" in said(capsys, *given, *weights)[1]
 
 
 def test_without_labels_there_is_no_error_rate(

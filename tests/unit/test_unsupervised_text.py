@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from w2v2dist.cli import main, parse
+from w2v2dist.config import ConfigError
+from w2v2dist.data.timit import fold
 from w2v2dist.lm.arpa import read_arpa
 from w2v2dist.unsupervised import text as command
 from w2v2dist.unsupervised.phone_text import PhoneText
 from w2v2dist.unsupervised.pronunciation import phonemized, read_pronunciations
+from w2v2dist.unsupervised.text_language import OnlyLanguage
 from w2v2dist.unsupervised.text_words import Reading, prune, worth_speaking
 
 LEXICON = "the\tð ə\ncat\tk æ t\ndog\td ɔ g\nsat\ts æ t\nnaïve\tn a iː v\ndon't\td oʊ n t\n"
@@ -64,6 +67,96 @@ def test_language_models_are_with_silence_and_without(tmp_path: Path) -> None:
     assert text.lm_path(False, 2).is_file()
     sure = with_silence.score(["<SIL>", "ð", "ə"])[0]
     assert sure > with_silence.score(["k", "ð", "ə"])[0], "every line begins with it"
+
+
+PLAIN = "p b t d k g m n ŋ f v s z ʃ ʒ h l ɹ j w i e ɛ a ɑ ɔ o ʊ u ə".split()
+INVENTORIES = {
+    "timit": [*fold(61), "noise", "breath", "laugh"],
+    "ipa": [f"{p}{d}" for p in PLAIN for d in ("", "ʰ", "ː", "̃ː", "͡ʃʲʷ")],
+    "tones": [f"{p}{tone}" for p in ("iang", "uang", "iong") for tone in range(1, 6)] + PLAIN,
+    "placed": [f"{phone.upper()}1_{place}" for phone in fold(61) for place in "BIES"],
+    "many": [f"{p}{i}" for p in PLAIN[:20] for i in range(10)],
+}
+
+
+def test_what_leaves_nothing_says_which_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no sentence is left: .* these words: 'cats', 'dogs'"):
+        made(tmp_path, "the cats\nthe dogs\nthe cats\n")
+    with pytest.raises(ConfigError, match=r"none of the 2 words can be spoken: .* five digits"):
+        made(tmp_path, "123456 98765\n")
+    with pytest.raises(ConfigError, match=r"the lexicon '.*' is a folder"):
+        read_pronunciations(tmp_path)
+
+
+@pytest.mark.parametrize("name", INVENTORIES)
+def test_any_languages_phones_are_taken(tmp_path: Path, name: str) -> None:
+    phones = INVENTORIES[name]
+    text = "".join(f"{' '.join(phones[i:] + phones[:i])}\n" for i in range(20))
+    assert len(made(tmp_path, text, "--phones", lexicon=None).symbols) == 4 + len(phones) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "it was the best of times it was the worst of times\nthe cat sat on houses and gardens",
+            r"4 of 13 symbols are longer than 4 letters: 'times', 'worst', 'houses', 'gardens'\)",
+        ),
+        (" ".join(f"w{i}" for i in range(401)), "401 different symbols where 400 are more than"),
+        (
+            "今日は良い天気です ねえそうですね 明日も晴れるでしょう そうかもしれない",
+            "4 of 4 symbols are longer",
+        ),
+    ],
+)
+def test_words_are_no_phones(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"--phones has words where phones should be .*{message}"
+    ):
+        made(tmp_path, text, "--phones", lexicon=None)
+    words = sorted({*text.split()})
+    lexicon = "".join(f"{word}\t{word} {word}\n" for word in words)
+    with pytest.raises(ConfigError, match=r"the lexicon .* has words where phones should be"):
+        made(tmp_path, text, lexicon=lexicon)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sentences_in_another_language_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    german = "der hund saß auf der matte\nIl fait beau aujourd'hui à Paris\n"
+    lexicon = LEXICON + "".join(f"{w}\ts\n" for w in german.split())
+    text = "the cat sat\n" + german
+    out = made(tmp_path, text, "--only-language", "en", lexicon=lexicon)
+    assert len(out) == 1
+    assert out.meta["left_out"] == {"another language": 2}
+    assert "hund" not in (tmp_path / "out/dict.words.txt").read_text("utf-8")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 sentences left out (66.7%): 2 in another language (--only-language)" in said
+    (tmp_path / "all").mkdir()
+    assert len(made(tmp_path / "all", text, lexicon=lexicon)) == 3
+    given = ["unsupervised", "text", f"{tmp_path}/text.txt", "--output", f"{tmp_path}/other"]
+    for code, message in (
+        ("it", "the text has no word"),
+        ("en-us", "which fastText does not know: take one of en"),
+        ("xx", "take one of af als am"),
+    ):
+        more = ["--lexicon", f"{tmp_path}/lexicon.txt", "--only-language", code]
+        assert main([*given, *more]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert main([*given, "--phones", "--only-language", "en"]) == 2
+    assert "--phones has none" in capsys.readouterr().err
+
+
+def test_a_sentence_that_may_be_in_the_language_stays() -> None:
+    only = OnlyLanguage("de")
+    assert only("Der Hund bellt laut im Garten")
+    assert not only("The dog barks in the garden")
+    ranked = only._languages("hello", -1.0)
+    assert ranked[0]["lang"] == "en"
+    assert ranked[0]["score"] < 0.4, "of what is sure of nothing the likeliest stays"
+    assert OnlyLanguage("en")("hello")
+    assert not OnlyLanguage(ranked[1]["lang"])("hello")
 
 
 def test_silence_is_drawn_by_line_whatever_the_processes(tmp_path: Path, monkeypatch) -> None:

@@ -46,7 +46,7 @@ def tune(
     study, problem = None, ""
     if world.is_main:
         try:
-            study = _Study(emissions, beam, names, about, folder)
+            study = _study(emissions, beam, names, about, folder)
         except ConfigError as error:
             problem = str(error)
     if problem := world.gather(problem)[0]:
@@ -64,27 +64,42 @@ def tune(
     return found
 
 
-class _Study:
-    """The trials so far and the next one; each is a line of trials.jsonl once it is known."""
+def _study(
+    emissions: Emissions, beam: BeamConfig, names: list[str], about: dict[str, Any], folder: Path
+) -> "Study":
+    rate = emissions.alphabet.error_rates[0]
+    settings = {k: v for k, v in asdict(beam).items() if k not in names}
+    return Study(
+        space={name: WEIGHTS[name] for name in names},
+        start={name: getattr(beam, name) for name in names},
+        measure=rate,
+        about={"emissions": emissions.folder.name, "rate": rate, **about, **settings},
+        folder=folder,
+    )
+
+
+class Study:
+    """The trials so far and the next one; each is a line of trials.jsonl once it is known. `space`
+    has the bounds of each weight, `start` where the search begins, `measure` is the name of what is
+    made small, `about` what tells these trials from others. Raises ConfigError where the folder
+    has trials of other settings."""
 
     def __init__(
         self,
-        emissions: Emissions,
-        beam: BeamConfig,
-        names: list[str],
+        *,
+        space: dict[str, tuple[float, float]],
+        start: dict[str, float],
+        measure: str,
         about: dict[str, Any],
         folder: Path,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._rate = folder, emissions.alphabet.error_rates[0]
+        self._folder, self._measure, self._about = folder, measure, about
         self._space = {
-            name: optuna.distributions.FloatDistribution(*WEIGHTS[name], step=0.01)
-            for name in names
+            name: optuna.distributions.FloatDistribution(*bounds, step=0.01)
+            for name, bounds in space.items()
         }
-        settings = {k: v for k, v in asdict(beam).items() if k not in names}
-        known_by = {"emissions": emissions.folder.name, "rate": self._rate}
-        self._about = {**known_by, **about, **settings}
         known = self._known()
         self.num_done = len(known)
         # Another seed than that of the trials before
@@ -93,13 +108,13 @@ class _Study:
         for record in known:
             self._study.add_trial(
                 optuna.trial.create_trial(
-                    params={name: record[name] for name in names},
+                    params={name: record[name] for name in space},
                     distributions=dict(self._space),
-                    value=record[self._rate],
+                    value=record[self._measure],
                 )
             )
         if not known:  # where the search begins
-            self._study.enqueue_trial({name: getattr(beam, name) for name in names})
+            self._study.enqueue_trial(start)
 
     def _known(self) -> list[dict[str, Any]]:
         """Trials that were made before. Raises ConfigError where they are of other settings."""
@@ -119,16 +134,18 @@ class _Study:
         return {name: round(value, 2) for name, value in self._trial.params.items()}
 
     def tell(self, value: float) -> None:
-        """The error rate with them."""
+        """What is measured with them."""
         weights = {name: round(value, 2) for name, value in self._trial.params.items()}
         self._study.tell(self._trial, value)
-        append_jsonl(self._folder / "trials.jsonl", {**self._about, **weights, self._rate: value})
+        append_jsonl(
+            self._folder / "trials.jsonl", {**self._about, **weights, self._measure: value}
+        )
 
     def best(self) -> dict[str, float]:
-        """The best weights with their error rate; writes weights.json."""
+        """The best weights with what was measured; writes weights.json."""
         best, number = self._study.best_trial, len(self._study.trials)
         found = {name: round(value, 2) for name, value in best.params.items()}
-        found[self._rate] = float(best.value or 0.0)
+        found[self._measure] = float(best.value or 0.0)
         with atomic(self._folder / "weights.json") as file:
             values = {**found, "num_trials": number, **self._about}
             file.write(json.dumps(values, indent=1, ensure_ascii=False).encode())

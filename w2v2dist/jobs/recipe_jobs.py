@@ -22,7 +22,7 @@ from w2v2dist.jobs.cluster import (
     sbatch_options,
 )
 from w2v2dist.jobs.recipe_stage import finish
-from w2v2dist.recipes.prepare import hand_out, prepare
+from w2v2dist.recipes.prepare import check_new, hand_out, prepare
 from w2v2dist.recipes.recipe import Recipe, Stage, read_json
 from w2v2dist.recipes.state import State, end_path, write_json
 from w2v2dist.runtime.distributed import VirtualRanks
@@ -59,6 +59,7 @@ def submit_recipe(
     need with afterok, and leave the queue where it fails. Raises ConfigError, InUseError,
     RefusedError (what was submitted before stays, and is found by the next call)."""
     check_sizes(recipe, cluster)
+    check_new(recipe)
     out: list[str] = []
     with locked(recipe.folder):
         found = prepare(recipe, command)

@@ -8,7 +8,7 @@ from pathlib import Path
 from w2v2dist.config import to_yaml
 from w2v2dist.jobs.local import last_line, run_local
 from w2v2dist.jobs.recipe_stage import finish, make
-from w2v2dist.recipes.prepare import hand_out, prepare
+from w2v2dist.recipes.prepare import check_new, hand_out, prepare
 from w2v2dist.recipes.recipe import Recipe, Stage, read_json
 from w2v2dist.recipes.state import end_path, write_json
 from w2v2dist.runtime.distributed import VirtualRanks
@@ -24,6 +24,7 @@ def run_recipe(recipe: Recipe, num_processes: int, again: str) -> int:
     takes with it what depends on it, and nothing else. Exit status: 0 all done, EXIT_PREEMPTED a
     signal ended it, 1 a stage failed; `again` is the command that goes on. Raises ConfigError,
     InUseError."""
+    check_new(recipe)
     with locked(recipe.folder):
         found = prepare(recipe, again)
         for name, state in found.items():

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from w2v2dist.jobs.cluster import ClusterConfig, check_sbatch, refusal
+from w2v2dist.jobs.cluster import ClusterConfig, Executor, check_sbatch, refusal
 from w2v2dist.jobs.local import processes_here
 from w2v2dist.jobs.sweep import Sweep, fitting, make_array, missing, read_sweep, submit
 from w2v2dist.jobs.sweep_here import run_here
 from w2v2dist.runtime.distributed import VirtualRanks
+from w2v2dist.training.lock import InUseError, locked
 
 
 def run(
@@ -36,14 +37,27 @@ def run(
         print("\nnothing was submitted (--dry-run)")
         return 0
     check_sbatch()
+    try:
+        with locked(sweep.folder):  # two at once would both find the same cells missing
+            return _submit(sweep, array, args.at_once)
+    except InUseError as error:
+        return _in_use(error)
+
+
+def _submit(sweep: Sweep, array: Executor, at_once: int | None) -> int:
     todo = missing(sweep)
     try:
-        said = submit(sweep, array, args.at_once, todo)
+        said = submit(sweep, array, at_once, todo)
     except Exception as error:  # submitit wraps what sbatch said in an exception of its own
         print(f"submit.py: sbatch refused the array: {refusal(error)}", file=sys.stderr)
         return 1
     print(*said, sep="\n")
     return 0
+
+
+def _in_use(error: InUseError) -> int:
+    print(f"submit.py: {error}; the same command goes on then", file=sys.stderr)
+    return 1
 
 
 def _plan(sweep: Sweep) -> list[str]:
@@ -63,4 +77,8 @@ def _here(sweep: Sweep, args: argparse.Namespace) -> int:
     num_processes = processes_here(args.processes, fewest)
     for cell in sweep.cells:
         VirtualRanks(cell.config.data.virtual_world_size).check(num_processes)
-    return run_here(sweep, num_processes, args.at_once or 1, torch.cuda.device_count())
+    try:
+        with locked(sweep.folder):
+            return run_here(sweep, num_processes, args.at_once or 1, torch.cuda.device_count())
+    except InUseError as error:
+        return _in_use(error)

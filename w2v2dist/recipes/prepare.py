@@ -22,16 +22,29 @@ from w2v2dist.recipes.state import (
 from w2v2dist.runtime.files import write_whole
 
 
-def prepare(recipe: Recipe, command: str = "") -> dict[str, State]:
-    """Check all, then move aside what has changed, saying so, and write down which recipe this is
-    and which command started it; the caller holds the folder's lock. Returns where each stage is
-    then. Raises ConfigError before anything is touched."""
+def check_new(recipe: Recipe) -> None:
+    """Check all where the folder is not the recipe's yet: what is refused then leaves nothing
+    behind, not even the lock that `prepare` needs. Raises ConfigError."""
+    if not identity_of(recipe.folder):
+        _checked(recipe)
+
+
+def _checked(recipe: Recipe) -> tuple[dict[str, State], dict[str, Any]]:
+    """Where each stage is, and what the folder is of. Raises ConfigError."""
     found = states(recipe)
     missing = check_corpora(recipe, found)
     identity = _identity(recipe)
     _check_queue(recipe, found)
     if missing:
         raise ConfigError("\n".join(missing))
+    return found, identity
+
+
+def prepare(recipe: Recipe, command: str = "") -> dict[str, State]:
+    """Check all, then move aside what has changed, saying so, and write down which recipe this is
+    and which command started it; the caller holds the folder's lock. Returns where each stage is
+    then. Raises ConfigError before anything is touched."""
+    found, identity = _checked(recipe)
     for line in announced(found):
         print(line, flush=True)
     for name, stage in recipe.stages.items():

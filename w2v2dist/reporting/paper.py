@@ -16,6 +16,12 @@ from w2v2dist.tasks.train import config_arguments, read_config
 from w2v2dist.training.config import TrainingConfig
 
 MUCH = 4  # a batch is much larger from here on
+# What deviates from whom; a paper's search has several values
+SOURCES = {"paper": "paper", "searched": "paper's grid", "released": "released file"}
+SMALL_BATCH = (
+    "WARNING: data.batch_size {rows} is far below {usual}: with batches of 8 the discriminator has "
+    "won in reports of others, and so it may here; set data.batch_size={usual}"
+)
 
 
 def compare(
@@ -32,11 +38,6 @@ def compare(
     if "pretrained" in values:
         values["pretrained"] = "a pre-trained model" if values["pretrained"] else "random weights"
     known = references(values["task"])
-    if not known:
-        raise ValueError(
-            f"{path} is of task {values['task']}, of which there is no table to compare with: the "
-            "files under configs/ state their sources"
-        )
     if name is None:
         nearest = min(known, key=lambda other: len(deviations(values, known[other], {})))
         name = Path(path).stem if Path(path).stem in known else nearest
@@ -49,16 +50,26 @@ def compare(
     given = dict.fromkeys(flatten(parse_overrides(overrides)), "command line")
     found = deviations(values, reference, written_reasons(path) | given)
     lines = [f"{path} compared with {name}: {len(found)} deviation{'s' * (len(found) != 1)}"]
-    if values["task"] == "language_model":
-        tokens = values["data.virtual_world_size"] * values["data.max_tokens_per_slot"]
-        lines.append(f"tokens per step: {tokens:,} at most; {name}: no source says how many")
-    else:
-        hours, usual = audio_hours(values), audio_hours(reference.values)
-        ratio = "the same" if hours == usual else f"{hours / usual:.3g} times as much"
-        lines.append(f"audio per step: {hours:.3g} h at most; {name} {usual:.3g} h: {ratio}")
-        lines += learning_rate_warning(values, reference)
+    lines += _amount(values, reference)
     width = max(map(len, found), default=0)
     return lines + [f"  {key:<{width}}  {text}" for key, text in found.items()]
+
+
+def _amount(values: dict[str, Any], reference: Reference) -> list[str]:
+    """What a step takes, beside the reference's, and a warning where that is much less."""
+    name = reference.name
+    if values["task"] == "language_model":
+        tokens = values["data.virtual_world_size"] * values["data.max_tokens_per_slot"]
+        return [f"tokens per step: {tokens:,} at most; {name}: no source says how many"]
+    if values["task"] == "unsupervised":
+        rows, usual = values["data.batch_size"], reference.values["data.batch_size"]
+        ratio = "the same" if rows == usual else f"{rows / usual:.3g} times as many"
+        line = f"utterances per step, and sentences: {rows}; {name} {usual}: {ratio}"
+        return [line, *[SMALL_BATCH.format(rows=rows, usual=usual)] * (rows * MUCH <= usual)]
+    hours, usual = audio_hours(values), audio_hours(reference.values)
+    ratio = "the same" if hours == usual else f"{hours / usual:.3g} times as much"
+    line = f"audio per step: {hours:.3g} h at most; {name} {usual:.3g} h: {ratio}"
+    return [line, *learning_rate_warning(values, reference)]
 
 
 def deviations(
@@ -69,20 +80,33 @@ def deviations(
     is one of theirs, else the one in `reasons`, else that it is the default."""
     # What no key sets, such as a limit that we do not have, is as the paper says
     unset = {k: d["paper"] for k, d in reference.differences.items() if k not in values}
-    names = {"paper": "paper", "released": "released file"}
     out: dict[str, str] = {}
     for key, value in {**values, **unset}.items():
         split = reference.differences.get(key, {})
         ours = reference.values.get(key, value)
-        sources = {names[k]: v for k, v in split.items() if k in names} or {reference.source: ours}
-        others = [f"{show(v)} ({source})" for source, v in sources.items() if v != value]
+        sources = _said(split) or {reference.source: [ours]}
+        others = [
+            f"{' or '.join(map(show, values))} ({source})"
+            for source, values in sources.items()
+            if value not in values
+        ]
         if others:
-            held = [f" ({source})" for source, v in sources.items() if v == value]
+            held = [f" ({source})" for source, values in sources.items() if value in values]
             text = f"{show(value)}{''.join(held)} instead of {' or '.join(others)}"
-            decided = split and value in (ours, *sources.values())
+            decided = split and (held or value == ours)
             reason = split["reason"] if decided else reasons.get(key, "default")
             out[key] = f"{text} [{reason}]"
     return out
+
+
+def _said(split: dict[str, Any]) -> dict[str, list[Any]]:
+    """Whose values are which, of a key in which the sources differ."""
+    quoted = ", as others quote it" if split.get("source") == "Q" else ""
+    return {
+        named + quoted * (who != "released"): split[who] if who == "searched" else [split[who]]
+        for who, named in SOURCES.items()
+        if who in split
+    }
 
 
 def audio_hours(values: dict[str, Any]) -> float:

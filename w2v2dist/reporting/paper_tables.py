@@ -10,7 +10,12 @@ from w2v2dist.config import read_paper
 from w2v2dist.reporting.references import references, show
 
 ANY = "any"  # decoder of a figure whose decoder is not said
-TASKS = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "language_model": "Language model"}
+TASKS = {
+    "pretrain": "Pre-training",
+    "finetune": "Fine-tuning",
+    "language_model": "Language model",
+    "unsupervised": "Without labels",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,14 @@ from typing import Any, NamedTuple
 
 from w2v2dist.config import flatten, read_paper
 
+# Which differences all references of a task have
+COMMON = {"pretrain": "common", "finetune": "common", "unsupervised": "wav2vec_u"}
+
 
 class Reference(NamedTuple):
     """What a configuration is compared with: values by dotted key, their source, and where paper
-    and released file differ: `{key: {"paper": …, "released": …, "reason": …}}`."""
+    and released file differ: `{key: {"paper": …, "released": …, "reason": …}}`, or `"searched"`, a
+    list of values among which the paper chooses."""
 
     name: str
     values: dict[str, Any]
@@ -16,7 +20,7 @@ class Reference(NamedTuple):
 
 
 def references(task: str) -> dict[str, Reference]:
-    """The references of a task ("pretrain", "finetune" or "language_model") by name."""
+    """The references of a task by name."""
     table = read_paper("configurations")
     differences, sources = read_paper("differences"), read_paper("sources")
 
@@ -30,8 +34,7 @@ def references(task: str) -> dict[str, Reference]:
     for name, values in {name: resolve(name) for name in table}.items():
         whole = "schedule.peak_lr" in values or task == "language_model"  # whose rate is unknown
         if whole and values.get("task") == task:
-            common = {} if task == "language_model" else differences["common"]
-            split = common | differences.get(name, {})
+            split = differences.get(COMMON.get(task, ""), {}) | differences.get(name, {})
             out[name] = Reference(name, values, sources.get(name, "released file"), split)
     return out
 

@@ -10,7 +10,7 @@ from w2v2dist.reporting.table_forms import FORMS, screen_width
 from w2v2dist.runtime.files import write_whole
 from w2v2dist.runtime.logging import console
 
-SUFFIXES = {".md": "markdown", ".csv": "csv"}
+SUFFIXES = {"": "text", ".txt": "text", ".md": "markdown", ".csv": "csv"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,14 +35,25 @@ def run(args: argparse.Namespace) -> None:
       w2v2dist table --table U3
     """
     recipe = read_started(_existing(args.recipe), args.overrides) if args.recipe else None
+    form = args.format or _form(args.output)
     found = tables_of(recipe, everything=args.all, number=args.table)
-    suffix = args.output.suffix.lower() if args.output else ""
-    form = args.format or SUFFIXES.get(suffix, "text")
     if args.output is None:
         print(FORMS[form](found, screen_width()), end="")
         return
     write_whole(args.output, FORMS[form](found, None))
     console.print(f"wrote {args.output}", markup=False)
+
+
+def _form(output: Path | None) -> str:
+    """What the suffix of a file says. Raises ConfigError where it says nothing."""
+    suffix = output.suffix.lower() if output else ""
+    if suffix not in SUFFIXES:
+        known = ", ".join(filter(None, SUFFIXES))
+        raise ConfigError(
+            f"--output is {output}, but tables are written as {known}: give it one of these "
+            "suffixes, or say --format"
+        )
+    return SUFFIXES[suffix]
 
 
 def _existing(path: Path) -> Path:

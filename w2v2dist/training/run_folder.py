@@ -46,9 +46,9 @@ class Run:
         """Raise ConfigError where a checkpoint is of other data or another run's configuration."""
         if meta["index_fingerprint"] != self.fingerprint:
             raise ConfigError(
-                f"{folder} was trained on shards with fingerprint {meta['index_fingerprint']} "
-                f"but data.train has {self.fingerprint}: use the same shards, or another "
-                "run_dir for a new run"
+                f"{folder} was trained on data with fingerprint {meta['index_fingerprint']} "
+                f"but this configuration's has {self.fingerprint}: use the same data (all that "
+                "data.* names for training), or another run_dir for a new run"
             )
         for name, record in self.records.items():  # an older version wrote none
             if meta.get(name, record) != record:
@@ -92,6 +92,18 @@ def refused_changes(config: Any, old: dict[str, Any]) -> str:
     return "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
 
 
+def _differences(old: Any, new: Any, most: int = 3) -> str:
+    """What a record had otherwise: of lists what only one of them has."""
+    said = []
+    for key, (before, now) in diff(old or {}, new).items():
+        text = f"{before!r} -> {now!r}"
+        if isinstance(before, list) and isinstance(now, list):
+            only = [str(x) for x in (*before, *now) if (x in before) != (x in now)]
+            text = f"only one has {' '.join(only[:8])}" if only else "in another order"
+        said.append(f"{key}: {text}" if len(text) < 200 else f"{key} differs")
+    return "; ".join(said[:most])
+
+
 def prepare_run_folder(config: Any, fingerprint: str, records: Mapping[str, Any]) -> None:
     """Write config.yaml, environment.json and the records; refuse what an old run has otherwise."""
     run_dir = Path(config.run_dir)
@@ -107,8 +119,9 @@ def prepare_run_folder(config: Any, fingerprint: str, records: Mapping[str, Any]
         # Before the first checkpoint nothing depends on it
         if path.exists() and has_saved(run_dir) and _read_json(path) != record:
             raise ConfigError(
-                f"{run_dir} is a run with another {name} ({path}) than this configuration's: use "
-                f"another run_dir for a new run, or the old {name} to continue this one"
+                f"{run_dir} is a run with another {name}.json than this configuration's ("
+                f"{_differences(_read_json(path), record)}): use another run_dir for a new run, "
+                f"or the old {name} to continue this one"
             )
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     for name, record in records.items():

@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (value, what) in numbers.items():
         add(name, type=int, default=value, metavar="N", help=f"{what} (default: {value:,})")
     add("--dtype", choices=("float16", "float32"), default=defaults.dtype, help="of what is kept")
+    segments = "version 1: also keep segments before they are paired, for a search with an n-gram"
+    add("--segments", action="store_true", help=segments)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
         max_frames=args.max_frames,
         seed=args.seed,
         dtype=args.dtype,
+        segments=args.segments,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half written goes
     world = World.of_command(DAY_S)

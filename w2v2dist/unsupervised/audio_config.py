@@ -11,7 +11,8 @@ from w2v2dist.unsupervised.store_writer import Dtype
 
 TRAIN = "train"  # the split that all is fitted on
 FRAMES, MFCC = "frames", "mfcc"  # folders of what lies between
-RESERVED = (TRAIN, FRAMES, MFCC)
+SEGMENTS = "segments"  # folder of what version 1 reads with a language model
+RESERVED = (TRAIN, FRAMES, MFCC, SEGMENTS)
 NAME = re.compile(r"[\w+][\w.+-]*")
 
 
@@ -29,6 +30,7 @@ class AudioConfig:
     max_frames: int = 1_000_000  # that clusters are found in; of more, a sample
     seed: int = 0
     dtype: Dtype = "float16"
+    segments: bool = False  # of version 1: kept before they are paired, too, for a search
 
     def __post_init__(self) -> None:
         if self.version not in (1, 2):
@@ -39,6 +41,11 @@ class AudioConfig:
             raise ValueError(f"dtype is {self.dtype} but must be float16 or float32")
         at_least(self, 1, "block num_clusters pca_dim num_targets max_frames")
         at_least(self, 0, "seed")
+        if self.segments and self.version != 1:
+            raise ValueError(
+                "segments are of version 1, but version is 2, whose frames are searched as they "
+                "are: leave --segments out, or take --version 1"
+            )
         clusters = self.num_clusters if self.version == 1 else self.num_targets
         if self.max_frames < clusters:
             raise ValueError(

@@ -16,7 +16,7 @@ from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.index_writer import atomic, made
 from w2v2dist.runtime.distributed import World
 from w2v2dist.unsupervised import mfcc_targets
-from w2v2dist.unsupervised.audio_config import FRAMES, MFCC, TRAIN, AudioConfig
+from w2v2dist.unsupervised.audio_config import FRAMES, MFCC, SEGMENTS, TRAIN, AudioConfig
 from w2v2dist.unsupervised.features import BlockFeatures
 from w2v2dist.unsupervised.fitted import Fitted
 from w2v2dist.unsupervised.store_writer import FeatureStoreWriter
@@ -39,7 +39,8 @@ class AudioFolder:
         """What tells features of one kind from others. Settings of the other version are not in."""
         config = to_dict(self.config)
         unused = "num_targets" if self.config.version == 1 else "num_clusters pca_dim"
-        kept = {k: v for k, v in config.items() if k not in unused.split()}
+        besides = [*unused.split(), "segments"]
+        kept = {k: v for k, v in config.items() if k not in besides}
         return {"model": self.features.fingerprint, **kept}
 
     def check(self) -> None:
@@ -60,7 +61,9 @@ class AudioFolder:
             there = dict(json.loads(about.read_text(encoding="utf-8")))["made_by"]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{about} cannot be read ({error}): remove {self.path}") from None
-        for name, (before, now) in diff(there, self.made_by).items():
+        differ = diff(there, self.made_by)
+        for name in sorted(differ, key=lambda name: name != "version"):  # the rest follows from it
+            before, now = differ[name]
             raise ConfigError(
                 f"--output {self.path} has features of other settings ({name} is {before} there "
                 f"and {now} now): choose another folder, or give the same settings"
@@ -96,9 +99,15 @@ class AudioFolder:
             return self._writer(self.path / name, self.config.pca_dim, "pairs", index, fitted)
         return self._writer(self.path / name, self.features.dim, "frames", index, fitted)
 
+    def segments(self, index: ShardIndex, name: str, fitted: Fitted) -> FeatureStoreWriter:
+        """Version 1: segments before they are paired, which a search reads."""
+        path = self.path / SEGMENTS / name
+        return self._writer(path, self.config.pca_dim, "segments", index, fitted)
+
     def is_whole(self, name: str) -> bool:
-        """Whether a split was finished."""
-        return (self.path / name / "store.json").is_file()
+        """Whether all of a split was made."""
+        made = [name, *[f"{SEGMENTS}/{name}"] * self.config.segments]
+        return all((self.path / one / "store.json").is_file() for one in made)
 
     def _writer(
         self, path: Path, dim: int, stage: str, index: ShardIndex, fitted: Fitted | None = None
@@ -106,13 +115,14 @@ class AudioFolder:
         made_by = {**self.made_by, "stage": stage}
         if fitted is not None:
             made_by["fitted"] = fitted.fingerprint
-        rate: float | None = {"mfcc": 100.0, "pairs": None}.get(stage, self.features.rate_hz)
+        known = {"mfcc": 100.0, "pairs": None, "segments": None}
+        rate: float | None = known.get(stage, self.features.rate_hz)
         meta = {"made_by": made_by, "data": index.fingerprint, "rate_hz": rate}
         return FeatureStoreWriter(path, dim, self.config.dtype, meta)
 
     def needed_bytes(self, indices: dict[str, ShardIndex], has_fitted: bool) -> int:
-        """The most that is still to be written for these splits: were there no silence, and half
-        of the frames segments of their own."""
+        """The most that is still to be written for these splits: were there no silence, and all
+        frames segments of their own."""
         size = np.dtype(self.config.dtype).itemsize
         total = 0
         for name, index in indices.items():
@@ -125,6 +135,8 @@ class AudioFolder:
             if self.config.version == 1:
                 pairs = round(frames / 2 * self.config.pca_dim)
                 total += max(0, pairs - _written(self.path / name))
+                if self.config.segments:
+                    total += max(0, 2 * pairs - _written(self.path / SEGMENTS / name))
             elif name == TRAIN and not has_fitted:
                 mfccs = round(100 * seconds * size * mfcc_targets.DIM)
                 total += max(0, mfccs - _written(self.path / MFCC / TRAIN))

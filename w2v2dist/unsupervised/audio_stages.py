@@ -26,7 +26,8 @@ from w2v2dist.training.lock import InUseError, locked
 from w2v2dist.unsupervised import mfcc_targets
 from w2v2dist.unsupervised.audio_config import FRAMES, MFCC, TRAIN, AudioConfig
 from w2v2dist.unsupervised.audio_folder import AudioFolder, one_after_the_other
-from w2v2dist.unsupervised.feature_store import FeatureStore
+from w2v2dist.unsupervised.clustering import check_pca
+from w2v2dist.unsupervised.feature_store import FeatureStore, Frames
 from w2v2dist.unsupervised.features import (
     MIN_FRAMES,
     BlockFeatures,
@@ -40,6 +41,7 @@ from w2v2dist.unsupervised.silence import Silence
 from w2v2dist.unsupervised.store_writer import PART, FeatureStoreWriter
 
 TOO_FAST_HZ = 20  # segments: the paper's runs converged at 14 to 16, and failed at 25 to 28
+STAGES = {"pairs": "pairs of segments", "segments": "segments"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,8 @@ def prepare(
     features = BlockFeatures(opened, config.block, world.device)
     if config.version == 2:
         mfcc_targets.check_stride(features.config.total_stride)
+    if config.version == 1:
+        check_pca(config.pca_dim, features.dim)
     indices = {name: open_index(folders, _option(name)) for name, folders in shards.items()}
     folder = AudioFolder(path=output, config=config, features=features, source=str(opened.source))
     data = dataclasses.replace(data_config(opened), max_bad_samples=max_bad)
@@ -121,13 +125,26 @@ def _features(work: Preparation, name: str, fitted: Fitted) -> FeatureStore:
     if writer.complete:
         store = FeatureStore(writer.folder)
     elif folder.config.version == 1:
-        store = _pooled(work, name, writer, _frames(work, name), fitted)
+        store = _pooled(work, name, writer, fitted.pooled)
     else:
         collate = _collate(work, clusters=fitted)
         store = _heard(work, name, writer, collate, folder.features, "hearing")
     if world.is_main:
         _tell(work, name, store)
+    if folder.config.segments:
+        _segments(work, name, fitted)
     return store
+
+
+def _segments(work: Preparation, name: str, fitted: Fitted) -> None:
+    """Version 1: the segments of a split before they are paired."""
+    folder = work.folder
+    writer = one_after_the_other(
+        work.world, lambda: folder.segments(work.indices[name], name, fitted)
+    )
+    if not writer.complete:
+        _pooled(work, name, writer, fitted.segments)
+    work.say(f"{name}: segments before they are paired are in {writer.folder}")
 
 
 def _frames(work: Preparation, name: str) -> FeatureStore:
@@ -165,19 +182,20 @@ def _heard(
 
 
 def _pooled(
-    work: Preparation, name: str, writer: FeatureStoreWriter, frames: FeatureStore, fitted: Fitted
+    work: Preparation, name: str, writer: FeatureStoreWriter, pool: Callable[..., Frames]
 ) -> FeatureStore:
-    """Version 1: segments of the frames."""
+    """Version 1: what `pool` makes of the frames (and a device)."""
+    frames, stage = _frames(work, name), STAGES[writer.about["meta"]["made_by"]["stage"]]
     num_parts = -(-len(frames) // PART)
     own = _own(work.world, writer, num_parts)
-    with _bar(f"pooling {name}", len(own) * PART, work.world, " utterances/s") as told:
+    with _bar(f"pooling {name} to {stage}", len(own) * PART, work.world, " utterances/s") as told:
         for number in own:
             with writer.part(number) as part:
                 for i in range(number * PART, min(len(frames), (number + 1) * PART)):
                     key = frames.keys[i]
-                    pooled = fitted.pooled(frames.frames(i), work.world.device)
+                    pooled = pool(frames.frames(i), work.world.device)
                     if len(pooled) < MIN_FRAMES:
-                        reason = f"has {len(pooled)} pairs of segments"
+                        reason = f"has {len(pooled)} {stage}"
                         part.skip(key, f"{reason}: at least {MIN_FRAMES} are needed")
                     else:
                         part.add(key, pooled, label=frames.labels.get(key))

@@ -110,17 +110,22 @@ def fit_clusters(
     return np.ascontiguousarray(model.cluster_centers_, np.float32)
 
 
+def check_pca(dim: int, channels: int) -> None:
+    """Raise ConfigError where frames have too few channels for `dim` of PCA."""
+    if dim > channels:
+        raise ConfigError(
+            f"PCA to {dim} channels was asked for, but the frames have {channels}: set --pca to no "
+            "more than that"
+        )
+
+
 def fit_projection(blocks: Iterable[Frames], dim: int) -> Projection:
     """The `dim` directions of most variance of the frames (T, C) of all blocks, which are read
     once: any number of frames takes C × C numbers of memory. Raises ConfigError where the frames
     have fewer channels, or there are none."""
     count, total, products = 0, np.zeros(0), np.zeros((0, 0))
     for block in blocks:
-        if dim > block.shape[1]:
-            raise ConfigError(
-                f"PCA to {dim} channels was asked for, but the frames have {block.shape[1]}: set "
-                "--pca to no more than that"
-            )
+        check_pca(dim, block.shape[1])
         values = block.astype(np.float64)
         if not count:
             first = values[0].copy()  # so that no large numbers are subtracted from each other

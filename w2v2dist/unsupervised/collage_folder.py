@@ -27,8 +27,8 @@ from w2v2dist.unsupervised.phone_text import SILENCE
 from w2v2dist.unsupervised.pronunciation import read_pronunciations
 from w2v2dist.unsupervised.synthetic_language import WORDS, WordLanguage, invented
 
-NUM_SENTENCES = {"train": 2000, "valid": 200}
-NUM_TEXT = 4000
+NUM_SENTENCES = {"train": 4000, "valid": 200}
+NUM_TEXT = 20_000
 NUM_TARGETS = 64
 LEAST_WORDS = 30
 # The versions' generators, as far as they are more than one linear map

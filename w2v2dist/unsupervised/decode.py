@@ -3,6 +3,8 @@ errors where the features have labels."""
 
 import argparse
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from w2v2dist.config import ConfigError
+from w2v2dist.config import ConfigError, read_yaml
 from w2v2dist.data.alphabet import Alphabet
 from w2v2dist.decode.arguments import decoding_arguments, decoding_from
 from w2v2dist.decode.beam_config import Hypothesis
@@ -20,11 +22,18 @@ from w2v2dist.decode.decoders import DecodingConfig, identity, make_decoder
 from w2v2dist.decode.emissions import Emission
 from w2v2dist.decode.language_models import NO_LEXICON
 from w2v2dist.decode.results import Line, score, write
+from w2v2dist.decode.tune import NUM_TRIALS
 from w2v2dist.lm.arpa import MARKS, arpa_words, sniff
 from w2v2dist.runtime.logging import console
 from w2v2dist.unsupervised.feature_store import FeatureStore
-from w2v2dist.unsupervised.phone_text import META, SILENCE, SPECIAL, PhoneText
+from w2v2dist.unsupervised.phone_text import META, SILENCE, SPECIAL, PhoneText, strange_labels
 from w2v2dist.unsupervised.trained import Trained, open_trained
+from w2v2dist.unsupervised.tune import Judge, Search, tune
+
+PAIRED = (
+    "{} holds pairs of segments; a search reads version 1 better in segments before they are "
+    "paired: `w2v2dist unsupervised audio --segments` keeps them"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +136,11 @@ def read_arguments(parser: argparse.ArgumentParser) -> None:
     stride = "frames an output (default: the training's; version 2 reads better at 2 with an LM)"
     add("--stride", type=int, metavar="N", help=stride)
     rest = "added to the logit of <SIL> (default 0); more: fewer phones"
-    add("--silence-weight", type=float, default=0.0, metavar="X", help=rest)
+    add("--silence-weight", type=float, metavar="X", help=rest)
+    before = "find the weights of the search in these features before, without labels"
+    add("--tune", metavar="STORE", help=before)
+    trials = f"of --tune (default {NUM_TRIALS})"
+    add("--trials", type=int, metavar="N", default=NUM_TRIALS, help=trials)
     parser.set_defaults(trust_pickle=False)
     decoding_arguments(parser, num_best=False)
 
@@ -144,9 +157,14 @@ class Read:
     @property
     def name(self) -> str:
         """What tells it from other readings of the run."""
-        search, parts = self.decoding.search, [self.store.folder.resolve().name]
-        parts += [search.decoder, f"stride{self.decoding.stride}"]
+        search, parts = self.decoding.search, ["segments"] * (_stage(self.store) == "segments")
+        parts += [self.store.folder.resolve().name, search.decoder, f"stride{self.decoding.stride}"]
         return "-".join([*parts, *[Path(n).name for n in (search.lm, search.lexicon) if n]])
+
+
+def _stage(store: FeatureStore) -> str | None:
+    """What its frames are of version 1: pairs, segments."""
+    return store.made_by.get("stage")
 
 
 def read_by(args: argparse.Namespace) -> Read:
@@ -162,8 +180,62 @@ def read_by(args: argparse.Namespace) -> Read:
     store = FeatureStore(given)
     stride = trained.config.model.generator.stride if args.stride is None else args.stride
     search = dataclasses.replace(decoding_from(args), num_best=1)
-    decoding = Decoding(search=search, stride=stride, silence_weight=args.silence_weight)
+    decoding = Decoding(search=search, stride=stride, silence_weight=_silence_weight(args))
+    if args.tune is not None:
+        decoding = _tuned(trained, decoding, args)
+        search = decoding.search
+    if search.decoder != "greedy" and _stage(store) == "pairs":
+        console.print(f"note: {PAIRED.format(store.folder)}", style="yellow", markup=False)
     return Read(trained, store, decoding, decode(trained, store, decoding))
+
+
+def _silence_weight(args: argparse.Namespace) -> float:
+    """The one that is given, else that of --weights, else none."""
+    if args.silence_weight is not None or args.weights is None:
+        return float(args.silence_weight or 0.0)
+    try:
+        return float(read_yaml(args.weights).get("silence_weight", 0.0))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"silence_weight of {args.weights} is no number: {error}") from None
+
+
+def _tuned(trained: Trained, decoding: Decoding, args: argparse.Namespace) -> Decoding:
+    """The decoding with the weights that are the best in --tune. Raises ConfigError."""
+    search = decoding.search
+    if search.decoder == "greedy":
+        raise ConfigError("--tune finds weights of a search: name a language model with --lm")
+    text = args.text or trained.config.data.text
+    if not text:
+        raise ConfigError("--tune needs the text of phones of the training: name it with --text")
+    store, phones, letters = FeatureStore(args.tune), PhoneText(text), alphabet_of(trained.symbols)
+    _check_lm(search, trained.symbols)
+    heard = [*emissions(trained, store, decoding.stride)]
+    names = ["lm_weight", *["word_score"] * (search.lexicon not in (None, NO_LEXICON))]
+    start = {name: getattr(search.beam, name) for name in names}
+    start["silence_weight"] = decoding.silence_weight
+    about: dict[str, Any] = {"model": str(trained.folder), "data": store.fingerprint}
+    about |= {
+        "text": phones.fingerprint,
+        "stride": decoding.stride,
+        **identity(search),
+        "start": start,
+    }
+    about |= {k: v for k, v in asdict(search.beam).items() if k not in start}
+    known = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    name = Read(trained, store, decoding, []).name
+    folder = Path(args.run) / "decoded" / f"tuned-{name}-{known}"
+    decoder = make_decoder(search, letters, torch.device("cpu"))
+    tuned = Search(decoder=decoder, heard=heard, letters=letters, beam=search.beam)
+    try:
+        found = tune(tuned, Judge.of(phones, tuned.greedy()), about, start, folder, args.trials)
+    finally:
+        decoder.close()
+    chosen: dict[str, Any] = {name: found[name] for name in start}
+    shown = "   ".join(f"--{name.replace('_', '-')} {v:g}" for name, v in chosen.items())
+    console.print(f"weights: {shown}   (see {folder / 'weights.json'})", markup=False)
+    silence = chosen.pop("silence_weight")
+    search = dataclasses.replace(search, beam=dataclasses.replace(search.beam, **chosen))
+    return dataclasses.replace(decoding, search=search, silence_weight=silence)
 
 
 def write_read(read: Read, folder: Path) -> dict[str, Any]:
@@ -204,11 +276,15 @@ def run(args: argparse.Namespace) -> None:
       w2v2dist unsupervised decode runs/unsupervised/v1 --data features/test
       w2v2dist unsupervised decode runs/unsupervised/v2 --data features/test --stride 2 \\
         --lm text/4gram.arpa
+      w2v2dist unsupervised decode runs/unsupervised/v2 --data features/test --lm text/4gram.arpa \\
+        --tune features/dev
       w2v2dist unsupervised decode runs/unsupervised/v2 --lm words.arpa --lexicon text/lexicon.txt
     """
     read = read_by(args)
     folder = args.output or Path(args.run) / "decoded" / read.name
     about = write_read(read, folder)
+    if strange := strange_labels(read.store.labels.values(), read.trained.symbols):
+        console.print(f"note: {read.store.folder}: {strange}", style="yellow", markup=False)
     if "per" in about:
         rate, low, high = (100 * about[name] for name in ("per", "per_low", "per_high"))
         console.print(f"PER {rate:.2f} % ({low:.2f} to {high:.2f})", markup=False)

@@ -51,11 +51,14 @@ class Fitted:
         """Of frames (version 1) or of MFCCs (version 2)."""
         return Clusters(self.arrays["centroids"], device)
 
+    def segments(self, frames: Frames, device: torch.device = CPU) -> Frames:
+        """Version 1: frames (T, C) to segments (R, D)."""
+        project = Projection(self.arrays["pca_matrix"], self.arrays["pca_offset"])
+        return run_means(project(frames), self.clusters(device).assign(frames))
+
     def pooled(self, frames: Frames, device: torch.device = CPU) -> Frames:
         """Version 1: frames (T, C) to pairs of segments (P, D)."""
-        project = Projection(self.arrays["pca_matrix"], self.arrays["pca_offset"])
-        segments = run_means(project(frames), self.clusters(device).assign(frames))
-        return pair_means(segments)
+        return pair_means(self.segments(frames, device))
 
     def save(self, folder: Path) -> None:
         """Write it under its name, whole or not at all."""

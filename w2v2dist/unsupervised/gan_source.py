@@ -4,6 +4,7 @@
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.unsupervised.feature_store import FeatureStore, check_alike
 from w2v2dist.unsupervised.gan import GanBatch
 from w2v2dist.unsupervised.generator import GeneratorConfig
-from w2v2dist.unsupervised.phone_text import PAD, PhoneText
+from w2v2dist.unsupervised.phone_text import PAD, PhoneText, strange_labels
 
 VALIDATION = "valid"
 Ids = NDArray[np.int64]
@@ -171,6 +172,8 @@ class GanSource:
                     f"{left} of {len(stores.valid.keys)} utterances of data.valid are left out: "
                     f"they have less than data.min_frames = {config.min_frames} frames"
                 )
+            if strange := strange_labels(stores.valid.labels.values(), stores.text.symbols):
+                self.notes.append(f"data.valid: {strange}")
             size = config.batch_size
             self.validation[VALIDATION] = [
                 enough[first : first + size] for first in range(0, len(enough), size)
@@ -224,6 +227,13 @@ def open_stores(config: GanDataConfig) -> Stores:
     for name, means in what.items():
         if not getattr(config, name):
             raise ConfigError(f"data.{name} is not set but must be a folder of {means}")
+    for name in ("train", "valid", "text"):
+        given = getattr(config, name)
+        if given and "," in given and not Path(given).exists():
+            raise ConfigError(
+                f"data.{name} is {given}, but it must be one folder: put the recordings (or texts) "
+                "together before, in one command of `w2v2dist unsupervised`"
+            )
     valid = FeatureStore(config.valid) if config.valid else None
     return Stores(FeatureStore(str(config.train)), PhoneText(str(config.text)), valid)
 
@@ -260,14 +270,21 @@ def _usable(
             f"data.train ({config.train}) has {len(rows)} usable utterances of {total} but "
             f"data.batch_size is {config.batch_size}, and a batch has each of its utterances once: "
             "give it more speech or lower data.batch_size (small batches are known to fail)"
+            + "".join(f"; {note}" for note in notes)
         )
     return rows, notes
 
 
 def _has_targets(features: FeatureStore, i: int, num_targets: int) -> bool:
-    targets = features.targets(i)
+    targets, num_frames = features.targets(i), int(features.num_frames[i])
     if targets is None or not len(targets):
         return False
+    if abs(len(targets) - num_frames) > 2 + num_frames // 10:
+        raise ConfigError(
+            f"utterance {features.keys[i]} of {features.folder} has {len(targets)} auxiliary "
+            f"targets but {num_frames} frames: there must be one a frame, give or take a few at "
+            "the end; make both with `w2v2dist unsupervised audio`"
+        )
     if int(targets.max()) >= num_targets:
         raise ConfigError(
             f"utterance {features.keys[i]} has the auxiliary target {int(targets.max())} but "

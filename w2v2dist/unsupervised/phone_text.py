@@ -3,6 +3,7 @@ phones a language has. Written once, whole or not at all, and opened by every ru
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in fairseq's dicti
 BOS, PAD, EOS, UNKNOWN = range(len(SPECIAL))
 SILENCE = "<SIL>"  # the last id
 VERSION = 1
+MUCH = 0.1  # of the phones of labels
 DICTIONARY, META = "dict.phn.txt", "meta.json"
 Ids = NDArray[np.int64]
 
@@ -128,6 +130,21 @@ def read_symbols(path: Path) -> list[str]:
             )
         symbols.append(fields[0])
     return check_symbols(symbols, path)
+
+
+def strange_labels(labels: Iterable[dict[str, str]], symbols: Sequence[str]) -> str:
+    """What to say where a tenth of the phones of labels, or more, are none of the symbols: errors
+    counted against them mean nothing; "" where they fit."""
+    counts = Counter(phone for label in labels for phone in label.get("phones", "").split())
+    strange = {p: n for p, n in counts.most_common() if p not in symbols}
+    share = sum(strange.values()) / max(1, counts.total())
+    if share < MUCH:
+        return ""
+    return (
+        f"{share:.0%} of the phones that the features have as labels are none of the text's "
+        f"({' '.join([*strange][:8])}): the phone error rate counts them as errors, and says "
+        "nothing of the reading"
+    )
 
 
 def check_symbols(symbols: list[str], path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ STRESS = re.compile(r"(?<=[A-Za-z])[012]$")  # of ARPABET's vowels
 FLAG = re.compile(r"\([^()]*\)")  # espeak-ng names the language that it goes on in
 INSIDE = "|"  # between the words that espeak-ng makes of one
 Phones = tuple[str, ...]
+# Languages have 11 to 160 phones; with tones and lengths as others some more
+MOST_PHONES = 400
+LONGEST_PHONE = 4  # plain letters: iang of Mandarin
+FEW, PART = 3, 0.1  # symbols, or of all symbols, that may be longer: noise, breath
 
 
 @dataclass(slots=True)
@@ -35,8 +40,9 @@ def read_pronunciations(
     gzip; CMUdict as it is). The first of a word's pronunciations is taken; without `stress` the
     digit behind a vowel is left out. Raises ConfigError that names the line."""
     if not Path(path).is_file():
+        wrong = "is a folder" if Path(path).is_dir() else "does not exist"
         raise ConfigError(
-            f"the lexicon {str(path)!r} does not exist: give a file with `word<TAB>phone phone …` "
+            f"the lexicon {str(path)!r} {wrong}: give a file with `word<TAB>phone phone …` "
             "in each line, or let espeak-ng speak the words (--language)"
         )
     found: dict[str, Phones] = {}
@@ -77,6 +83,27 @@ def _entry(text: str, where: str) -> tuple[str, Phones]:
             "be printed: rename or remove it"
         )
     return word, phones
+
+
+def check_phones(found: Iterable[Phones], what: str) -> None:
+    """Raise ConfigError where the phones of words are no phones but words themselves: there are too
+    many, or many are long. `what` has them, for people."""
+    counts = Counter(phone for phones in found for phone in phones)
+    letters = {p: sum(unicodedata.category(c) in ("Lu", "Ll", "Lo") for c in p) for p in counts}
+    long = [phone for phone, _ in counts.most_common() if letters[phone] > LONGEST_PHONE]
+    many = len(counts) > MOST_PHONES
+    if not many and len(long) <= max(FEW, PART * len(counts)):
+        return
+    named = ", ".join(map(repr, (long or [phone for phone, _ in counts.most_common()])[:5]))
+    why = (
+        f"{len(counts):,} different symbols where {MOST_PHONES} are more than any language has"
+        if many
+        else f"{len(long):,} of {len(counts):,} symbols are longer than {LONGEST_PHONE} letters"
+    )
+    raise ConfigError(
+        f"{what} has words where phones should be ({why}: {named}): write phones between blanks, "
+        "or give the text as it is with a lexicon (--lexicon FILE) or a voice (--language NAME)"
+    )
 
 
 def phonemized(words: Collection[str], language: str) -> Pronunciations:

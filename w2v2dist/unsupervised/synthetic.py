@@ -61,6 +61,8 @@ LEVELS = {
         dim=64,
         durations=(0.65, 0.3, 0.05),
         silences=True,
+        num_train=4000,
+        num_text=20_000,
     ),
     4: Level(
         language=english,
@@ -69,6 +71,8 @@ LEVELS = {
         durations=(0.0, 0.0, 0.3, 0.3, 0.2, 0.1, 0.06, 0.04),
         silences=True,
         anisotropic=True,
+        num_train=4000,
+        num_text=20_000,
     ),
 }
 

@@ -17,7 +17,7 @@ WORDS = Path(__file__).with_name("words.txt")
 FREE_PHONES = 10  # of a language without words
 SKEW = 0.25  # each successor is so much as likely as the one before it
 NUM_SUCCESSORS = (2, 5)  # from, below
-WORDS_A_SENTENCE = (2, 6)
+WORDS_A_SENTENCE = (2, 4)  # from, below: short enough for the discriminator to see whole
 
 
 class Language(Protocol):
@@ -95,7 +95,7 @@ class WordLanguage:
         ]
 
     def sentence(self, rng: Rng) -> Sentence:
-        """Of 2 to 5 words."""
+        """Of two or three words."""
         word = self._start.draw(rng)
         words = [word]
         for _ in range(int(rng.integers(*WORDS_A_SENTENCE)) - 1):

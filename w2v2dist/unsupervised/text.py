@@ -22,10 +22,19 @@ from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.runtime.logging import console
 from w2v2dist.unsupervised.phone_lm import ORDERS, write_phone_lms
 from w2v2dist.unsupervised.phone_text import META, SPECIAL, PhoneText, write_phone_text
-from w2v2dist.unsupervised.pronunciation import Pronunciations, phonemized, read_pronunciations
+from w2v2dist.unsupervised.pronunciation import (
+    Pronunciations,
+    check_phones,
+    phonemized,
+    read_pronunciations,
+)
+from w2v2dist.unsupervised.text_language import OnlyLanguage
 from w2v2dist.unsupervised.text_words import (
     EMPTY,
+    FOREIGN,
+    PRUNED,
     RARE,
+    UNSPOKEN,
     Counted,
     Reading,
     Spoken,
@@ -135,6 +144,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--running", action="store_true", help="running text: sentences end at . ! ? and gaps")
     case = "the case that words are brought to, with those of the lexicon (default: keep)"
     add("--case", choices=("keep", "lower", "upper"), default="keep", help=case)
+    only = "sentences in another language are left out (en, de, fr …); needs the extra [language]"
+    add("--only-language", metavar="CODE", help=only)
     add("--no-stress", action="store_true", help="leave out the digits behind the lexicon's vowels")
     least = "words that are there less often are not spoken (default: 2)"
     add("--min-count", type=int, default=2, metavar="N", help=least)
@@ -158,12 +169,15 @@ def run(args: argparse.Namespace) -> int:
 
     example:
       w2v2dist unsupervised text norm.txt.gz --lexicon cmudict.txt --no-stress --output text
-      w2v2dist unsupervised text books/ --running --language de --silence 0.5 --output text
+      w2v2dist unsupervised text books/ --running --language de --only-language de --silence 0.5 \\
+        --output text
       w2v2dist unsupervised text phones.txt --phones --no-silence --min-phones 1 --output text
     """
     for name, value in (("--min-count", args.min_count), ("--min-phones", args.min_phones)):
         if value < 1:
             raise ConfigError(f"{name} is {value} but must be at least 1")
+    if args.phones and args.only_language:
+        raise ConfigError("--only-language reads words, but --phones has none: leave one out")
     if args.workers < 0:
         raise ConfigError(f"--workers is {args.workers} but must be at least 0 (one a core)")
     for order in args.order:
@@ -190,6 +204,8 @@ def _asked(args: argparse.Namespace, paths: list[str]) -> dict[str, Any]:
     """What the text is known by: not its processes, nor what the files are called."""
     names = "language phones running case no_stress min_count min_phones silence no_silence seed"
     known = {name: getattr(args, name) for name in names.split()}
+    if args.only_language:
+        known["only_language"] = args.only_language
     if args.lexicon and Path(args.lexicon).is_file():
         known["lexicon"] = fingerprint_of([Path(args.lexicon)])
     return {**known, "text": fingerprint_of([Path(path) for path in paths])}
@@ -199,7 +215,8 @@ def _write(
     args: argparse.Namespace, paths: list[str], silences: Silences | None, asked: dict[str, Any]
 ) -> None:
     """The text, its phones and words."""
-    reading = Reading(case=args.case, phones=args.phones)
+    only = OnlyLanguage(args.only_language) if args.only_language else None
+    reading = Reading(case=args.case, phones=args.phones, only=only)
     lexicon = None
     if args.lexicon:  # before the text is read: a garbled line shows at once
         lexicon = read_pronunciations(args.lexicon, args.case, not args.no_stress)
@@ -211,8 +228,8 @@ def _write(
     for part in _pooled(count, paths, args, "counting words"):
         counted.add(part)
     if not counted.words:
-        why = ", ".join(f"{n:,} with {reason}" for reason, n in counted.left_out.items())
-        raise ConfigError(f"the text has no word ({', '.join(paths)}): {why or 'it is empty'}")
+        why = _with(counted.left_out) or "it is empty"
+        raise ConfigError(f"the text has no word ({', '.join(paths)}): {why}")
     spoken, notes = _spoken(args, counted, lexicon)
     for note in notes:
         console.print(f"note: {note}", style="yellow", markup=False)
@@ -226,7 +243,10 @@ def _write(
             reasons.update(part.reasons)
             yield from part.rows()
         if reasons.total() == counted.num_lines:
-            raise ConfigError(f"no sentence is left: {_why(reasons, counted.num_lines)}")
+            strange = [w for w in counted.words if spoken.reasons.get(w) == UNSPOKEN]
+            first = sorted(strange, key=lambda w: (-counted.words[w], w))[:5]
+            named = f"; the first of these words: {', '.join(map(repr, first))}" if first else ""
+            raise ConfigError(f"no sentence is left: {_why(reasons, counted.num_lines)}{named}")
 
     made(args.output, "--output")
     _write_words(args.output, spoken, counted)
@@ -240,14 +260,17 @@ def _spoken(
     """The words that can be spoken; notes on them."""
     words = worth_speaking(counted.words, 1 if args.phones else args.min_count)
     if not words:
-        raise ConfigError(
-            f"none of the {len(counted.words):,} words is there --min-count {args.min_count} "
-            "times: give more text, or --min-count 1"
-        )
+        often = sum(n >= args.min_count for n in counted.words.values())
+        why = f"is there --min-count {args.min_count} times: give more text, or --min-count 1"
+        if often:
+            why = "can be spoken: those that are there often enough have five digits in a row"
+        raise ConfigError(f"none of the {len(counted.words):,} words {why}")
     if lexicon is not None:
         check_alphabet(counted.words, lexicon, args.lexicon)
+        check_phones(lexicon.phones.values(), f"the lexicon {args.lexicon}")
     elif args.phones:
         lexicon = Pronunciations({word: tuple(word.split()) for word in words})
+        check_phones(lexicon.phones.values(), "the text of --phones")
     else:
         with console.status("espeak-ng speaks the words"):
             lexicon = phonemized(words, args.language)
@@ -312,7 +335,11 @@ def _say(text: PhoneText, spoken: Spoken, reasons: Counter[str], num_lines: int)
 
 def _why(reasons: Counter[str], num_lines: int) -> str:
     """What was left out of a text, and how to have it back."""
-    options = {RARE: " (--min-count)", "a word with a rare phone": " (--min-phones)"}
-    said = ", ".join(f"{n:,} with {why}{options.get(why, '')}" for why, n in reasons.most_common())
-    share = reasons.total() / num_lines
+    share, said = reasons.total() / num_lines, _with(reasons)
     return f"{reasons.total():,} of {num_lines:,} sentences left out ({share:.1%}): {said}"
+
+
+def _with(reasons: Counter[str]) -> str:
+    named = {FOREIGN: f"in {FOREIGN} (--only-language)", RARE: f"with {RARE} (--min-count)"}
+    named[PRUNED] = f"with {PRUNED} (--min-phones)"
+    return ", ".join(f"{n:,} {named.get(why, f'with {why}')}" for why, n in reasons.most_common())

@@ -13,6 +13,7 @@ from w2v2dist.config import ConfigError
 from w2v2dist.data.text import APOSTROPHES, in_case
 from w2v2dist.data.texts import script_of
 from w2v2dist.unsupervised.pronunciation import Phones, Pronunciations
+from w2v2dist.unsupervised.text_language import OnlyLanguage
 
 KEPT = "'-"  # beside letters, digits and marks
 TYPED = re.compile(rf"(?<=\w)[{''.join(sorted(APOSTROPHES))}](?=\w)")
@@ -20,7 +21,7 @@ DIGITS = re.compile(r"\d{5}")
 BETWEEN = "|"  # between the words of a text of phones
 LOOKED_AT = 10_000  # words that tell a text's script
 Case = Literal["keep", "lower", "upper"]
-DASHES, EMPTY = "---", "no word"
+DASHES, EMPTY, FOREIGN = "---", "no word", "another language"
 RARE, UNSPOKEN, PRUNED = "a rare word", "a word outside the lexicon", "a word with a rare phone"
 
 
@@ -42,6 +43,7 @@ class Reading:
 
     case: Case = "keep"
     phones: bool = False
+    only: OnlyLanguage | None = None  # sentences of others are left out
 
     def words(self, line: str) -> list[str] | str:
         """The words of a line; else why it is left out."""
@@ -54,6 +56,8 @@ class Reading:
             return DASHES
         words = in_case(line, self.case).translate(_KEPT).split()
         out = [stripped for word in words if (stripped := word.strip("-")).strip("'")]
+        if out and self.only is not None and not self.only(" ".join(out)):
+            return FOREIGN
         return out or EMPTY
 
 

@@ -26,8 +26,11 @@ class Trained:
     config: UnsupervisedConfig
 
     def check(self, store: FeatureStore) -> None:
-        """Raise ConfigError for features of another kind than it was trained on."""
+        """Raise ConfigError for features of another kind than it was trained on. Segments may be
+        read by what was trained on pairs of them, as version 1 is in a search."""
         given = {"dim": store.dim, **store.made_by}
+        if (self.features.get("stage"), given.get("stage")) == ("pairs", "segments"):
+            given["stage"] = "pairs"
         for name, (ours, theirs) in diff(self.features, given).items():
             raise ConfigError(
                 f"{self.folder} was trained on features with {name} {ours}, but "
