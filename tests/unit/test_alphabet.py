@@ -6,17 +6,23 @@ import dataclasses
 import json
 import unicodedata
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import synthetic_shards
 from tests.unit.test_interop import GROUP, make
+from w2v2dist.config import ConfigError
 from w2v2dist.data.alphabet import Alphabet, UnknownSymbolError, alphabet, of_symbols
 from w2v2dist.data.alphabet_file import read_alphabet, write_alphabet
 from w2v2dist.data.text import TextConfig, normalize
 from w2v2dist.data.texts import count_symbols
 from w2v2dist.interop import open_model, save_fairseq, save_huggingface
+from w2v2dist.tasks.alphabet import check_validation, training_alphabet
+from w2v2dist.tasks.finetune import FinetuneConfig
+from w2v2dist.tasks.train import read_config
 
 # A text as people write it, and what is to be learned of it (units, words or none)
 SCRIPTS = {
@@ -326,3 +332,27 @@ def test_agreement_is_of_meanings_not_of_names() -> None:
     assert not letters.agrees(dataclasses.replace(letters, blank=1))
     assert not letters.agrees(of_symbols(sorted(letters.symbols)))
     assert not letters.agrees(of_symbols([*letters.symbols, "Ä"]))
+
+
+def test_a_validation_set_of_other_symbols_is_said_before_the_training(tmp_path: Path) -> None:
+    """As in a second round of self-training, whose labels have fewer phones than the first's."""
+    few = synthetic_shards(tmp_path / "few", text="SOME")
+    more = synthetic_shards(tmp_path / "more", text="SOMETHING ELSE")
+    config = str(Path(__file__).parents[2] / "configs/unsupervised/selftrain.yaml")
+    given = [f"data.train={few}", f"run_dir={tmp_path}/run", "data.units=characters"]
+
+    def settings_for(*overrides: str) -> FinetuneConfig:
+        return cast("FinetuneConfig", read_config(config, [*given, *overrides]))
+
+    def check(settings: FinetuneConfig) -> Alphabet:
+        found = training_alphabet(settings)
+        check_validation(settings, found)
+        return found
+
+    with pytest.raises(ConfigError, match=r"no utterance of data.valid has a usable label \(\d+"):
+        check(settings_for(f"data.valid={more}"))
+    kept = tmp_path / "alphabet.json"
+    write_alphabet(kept, check(settings_for(f"data.train={more}", f"data.valid={few}")))
+    assert check(settings_for(f"data.valid={more}", f"data.tokens={kept}")).has_words
+    check(settings_for(f"data.valid={few},{more}"))  # some can be measured
+    check(settings_for("data.valid=null"))

@@ -82,7 +82,7 @@ def test_both_rules_over_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "a": "",
         "b": "",
         "c": "score over 60",
-        "d": "nothing but silence, or no checkpoint",
+        "d": "nothing but silence",
     }
     assert found["num_converged"] == 2
     assert found["verdict"][0].startswith("1 of 4 runs are not finished")
@@ -150,6 +150,7 @@ def test_real_runs_are_read_and_compared(
     (tmp_path / "sweep/sweep.json").write_text(json.dumps({"cells": ["1", "2", "3"]}))
     cells = read_cells(tmp_path / "sweep")
     assert [cell.state for cell in cells] == ["finished", "finished", "not begun"]
+    assert cells[2].problem == "no validated checkpoint"
     assert all(cell.problem for cell in cells)  # after two steps
     assert disagreement(cells) is None
     assert main(["unsupervised", "select", str(tmp_path / "sweep")]) == 0

@@ -419,3 +419,33 @@ def test_the_alphabet_of_symbols() -> None:
     assert letters.symbols == PHONES
     silence = len(SYMBOLS) - 1
     assert letters.decode([0, 4, 4, silence, 4, 5, 1]) == "a a b"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "message"),
+    [
+        ("label", "nowhere", "nowhere does not exist: give a run of task unsupervised, or a folder "
+         "of what was read"),
+        ("label", "sweep", "holds 2 runs (one, …): give one of them; `w2v2dist unsupervised"),
+        ("label", "decoded", "has several folders of what was read: give one of them (a, b)"),
+        ("label", "shards", "shards is something else: give a run of task unsupervised, or"),
+        ("label", "sweep/two", "two has not saved a checkpoint yet"),
+        ("decode", "nowhere", "nowhere does not exist: give a run of task unsupervised"),
+        ("decode", "sweep", "holds 2 runs (one, …)"),
+        ("decode", "shards", "is something else: give a run of task unsupervised"),
+    ],
+)  # fmt: skip
+def test_what_is_no_run(
+    shards: Path, tmp_path: Path, capsys, command: str, name: str, message: str
+) -> None:
+    for cell in ("one", "two"):
+        (tmp_path / "sweep" / cell).mkdir(parents=True)
+        (tmp_path / "sweep" / cell / "config.yaml").write_text("task: unsupervised\n")
+    for reading in ("b", "a"):
+        readings(tmp_path / "decoded" / reading, ShardIndex.load(shards))
+    (tmp_path / "shards").symlink_to(shards)
+    given = ["--shards", str(shards), "--output", f"{tmp_path}/out"] * (command == "label")
+    status, out = said(capsys, command, f"{tmp_path}/{name}", *given)
+    assert status == 2
+    assert message in out
+    assert not (tmp_path / "out").exists()

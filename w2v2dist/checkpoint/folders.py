@@ -18,6 +18,10 @@ def find(run_or_step: Path, which: str | None = "latest") -> Path:
         return run_or_step
     which = which or ("best" if (run_or_step / "checkpoints/best").exists() else "latest")
     link = run_or_step / "checkpoints" / which
+    if not run_or_step.exists():
+        raise CheckpointError(
+            f"{run_or_step} does not exist: give a run folder, or one of its step folders"
+        )
     if not link.exists():
         raise CheckpointError(
             f"{run_or_step} has no checkpoints/{which}: is it a run folder that has saved?"

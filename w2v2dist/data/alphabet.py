@@ -239,7 +239,7 @@ class Alphabet:
             return "spell it in words, as it is spoken"
         return (
             "spell it otherwise, let data.text.replace do so, or take an alphabet that has it "
-            "(data.tokens=auto, or a file)"
+            "(data.tokens=FILE; auto has the symbols of data.train)"
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.progress import track
 
 from w2v2dist.config import ConfigError
-from w2v2dist.data.alphabet import Alphabet, alphabet
+from w2v2dist.data.alphabet import Alphabet, UnknownSymbolError, alphabet
 from w2v2dist.data.alphabet_file import OURS, read_alphabet
 from w2v2dist.data.source import open_index
 from w2v2dist.data.texts import count_symbols, read_labels
@@ -19,8 +19,34 @@ NAMED = ("letters", "phones")
 
 
 def agreed_alphabet(config: FinetuneConfig, world: World) -> Alphabet:
-    """`training_alphabet` of rank 0, which alone reads; collective. Raises ConfigError in all."""
-    return agreed(lambda: training_alphabet(config), world)
+    """`training_alphabet` of rank 0, which alone reads; collective. Raises ConfigError in all, also
+    where the validation set could not be measured in it."""
+
+    def found() -> Alphabet:
+        tokens = training_alphabet(config)
+        check_validation(config, tokens)
+        return tokens
+
+    return agreed(found, world)
+
+
+def check_validation(config: FinetuneConfig, tokens: Alphabet) -> None:
+    """Raise ConfigError where data.valid has labels, but the alphabet can spell none of them. Reads
+    up to the first that it can."""
+    if not config.data.valid:
+        return
+    first: UnknownSymbolError | None = None
+    count = 0
+    for label in read_labels(open_index(config.data.valid, "data.valid"), tokens.units):
+        try:
+            if tokens.encode(label):
+                return
+        except UnknownSymbolError as error:
+            first, count = first or error, count + 1
+    if first is not None:
+        raise ConfigError(
+            f"no utterance of data.valid has a usable label ({count} have one); the first: {first}"
+        )
 
 
 def training_alphabet(config: FinetuneConfig) -> Alphabet:

@@ -20,6 +20,7 @@ from w2v2dist.decode.results import is_evaluation
 from w2v2dist.runtime.logging import console, read_jsonl
 from w2v2dist.unsupervised.decode import read_arguments, read_by, write_read
 from w2v2dist.unsupervised.kaldi import write_kaldi
+from w2v2dist.unsupervised.trained import check_trained
 
 Units = Literal["phones", "words"]
 SAID = ("text", "phones", "words")  # labels that a hypothesis takes the place of
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
       w2v2dist unsupervised label runs/unsupervised/selftrain/evaluations/round_1-greedy \\
         --shards data/train --output data/round_2
     """
+    _check_source(Path(args.run))
     index = open_index(args.shards, "--shards")
     if (args.output / "index.json").exists():
         raise ConfigError(f"{args.output} has shards already: remove it or choose another --output")
@@ -86,6 +88,22 @@ def run(args: argparse.Namespace) -> None:
         write_kaldi(args.kaldi, ShardIndex.load(args.output), units)
         console.print(f"wrote {args.kaldi}", markup=False)
     console.print(f"wrote {args.output}", markup=False)
+
+
+def _check_source(folder: Path) -> None:
+    """Raise ConfigError where a folder is neither a run nor has what was read."""
+    if is_evaluation(folder):
+        return
+    found = sorted(path.name for path in folder.glob("*") if is_evaluation(path))
+    if found:
+        raise ConfigError(
+            f"{folder} has several folders of what was read: give one of them ({', '.join(found)})"
+        )
+    check_trained(
+        folder,
+        "a run of task unsupervised, or a folder of what was read (RUN/decoded/NAME of "
+        "`unsupervised decode`, RUN/evaluations/NAME of `evaluate`)",
+    )
 
 
 def _said(args: argparse.Namespace) -> tuple[dict[str, str], Units]:

@@ -55,7 +55,7 @@ class Cell:
         """Why it has not converged; "" where nothing speaks against it."""
         best = self.best
         if best is None:
-            return "nothing but silence, or no checkpoint"
+            return "nothing but silence" if self.candidates else "no validated checkpoint"
         if best.weighted_lm_ppl > self.max_score:
             return f"score over {self.max_score:g}"
         if best.phone_usage < LEAST_USAGE:

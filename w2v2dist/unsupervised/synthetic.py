@@ -1,8 +1,7 @@
 """`w2v2dist unsupervised synthetic`: made languages, on which a training shows whether it works."""
 
 import argparse
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w2v2dist.config import ConfigError
-from w2v2dist.data.index_writer import atomic, made
+from w2v2dist.decode.phone_times import FORMS
+from w2v2dist.interop.open import MODEL
 from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.runtime.logging import console
-from w2v2dist.unsupervised import text
+from w2v2dist.unsupervised.collage_folder import CollageConfig, write_collage
 from w2v2dist.unsupervised.feature_store import FeatureStoreWriter
+from w2v2dist.unsupervised.made_language import MadeLanguage, with_silences
 from w2v2dist.unsupervised.synthetic_language import (
     Language,
     MarkovLanguage,
@@ -25,7 +26,7 @@ from w2v2dist.unsupervised.synthetic_language import (
 )
 
 Floats = NDArray[np.float32]
-SILENCE = 0.25  # between two words, in speech as in text
+REAL = ("speech", "valid", "phones", "version", "model", "block")  # options of level 5
 NUM_TARGETS = 64
 WRONG_TARGETS = 0.2  # of the targets that say nothing of their phone
 
@@ -96,12 +97,10 @@ class Voice:
         """Frames (T, C), and an auxiliary target for each where the level has them."""
         level = self.level
         silence = len(self._codes) - 1
-        said: list[int] = [silence] * level.silences
-        for number, word in enumerate(sentence):
-            if number and level.silences and rng.random() < SILENCE:
-                said.append(silence)
-            said += word
-        said += [silence] * level.silences
+        if level.silences:
+            said = with_silences(sentence, silence, rng)
+        else:
+            said = np.array([phone for word in sentence for phone in word])
         sizes = 1 + rng.choice(len(level.durations), len(said), p=level.durations)
         phones = np.repeat(said, sizes)
         values = self._codes[phones] + level.noise * rng.standard_normal((len(phones), level.dim))
@@ -121,51 +120,20 @@ def write_synthetic(folder: Path, number: int, seed: int) -> None:
     """Write speech (train, valid), a text of the same language (text) and one of another (other).
     What is there already stays."""
     level = LEVELS[number]
-    language = level.language(seed)
-    made(folder, "--output")
-    about = {"level": number, "seed": seed}
-    path = folder / "synthetic.json"
-    if path.exists() and json.loads(path.read_text()) != about:
-        raise ConfigError(
-            f"{folder} has another language ({path.read_text()}): remove it or choose another "
-            "--output"
-        )
-    with atomic(path) as file:
-        file.write(json.dumps(about).encode())
-    _write_text(folder / "text", level, language, seed)
-    _write_text(folder / "other", level, level.other(seed), seed)
-    voice = Voice(level, len(language.phones), seed)
+    spoken = MadeLanguage(
+        language=level.language(seed),
+        other=level.other(seed),
+        seed=seed,
+        silences=level.silences,
+        about={"level": number, "seed": seed},
+    )
+    spoken.begin(folder)
+    spoken.write_texts(folder, level.num_text)
+    voice = Voice(level, len(spoken.language.phones), seed)
+    kind = {"made_by": {"synthetic": f"level {number}, seed {seed}"}}
     for name, count in (("train", level.num_train), ("valid", level.num_valid)):
-        kind = {"made_by": {"synthetic": f"level {number}, seed {seed}"}}
-        with FeatureStoreWriter(folder / name, level.dim, "float32", kind) as store:
-            for key, sentence, rng in _sentences(
-                language, seed, name, 0 if store.complete else count
-            ):
-                frames, targets = voice.speak(sentence, rng)
-                phones = " ".join(language.phones[i] for word in sentence for i in word)
-                store.add(key, frames, targets, {"phones": phones})
-
-
-def _sentences(
-    language: Language, seed: int, name: str, count: int
-) -> Iterator[tuple[str, Sentence, Rng]]:
-    """Sentences with their keys, each by its own generator, which may draw on."""
-    for i in range(count):
-        rng = keyed_rng(seed, "synthetic", name, i)
-        yield f"{name}-{i:05d}", language.sentence(rng), rng
-
-
-def _write_text(folder: Path, level: Level, language: Language, seed: int) -> None:
-    written = folder.with_name(f"{folder.name}.phones.txt")
-    with atomic(written) as file:
-        for _, sentence, _ in _sentences(language, seed, folder.name, level.num_text):
-            words = (" ".join(language.phones[i] for i in word) for word in sentence)
-            file.write(" | ".join(words).encode() + b"\n")
-    parser = argparse.ArgumentParser()
-    text.add_arguments(parser)
-    silence = ["--silence", str(SILENCE)] if level.silences else ["--no-silence"]
-    options = ["--phones", "--min-phones", "1", "--seed", str(seed), *silence]
-    text.run(parser.parse_args([str(written), "--output", str(folder), *options]))
+        store = FeatureStoreWriter(folder / name, level.dim, "float32", kind)
+        spoken.write_speech(store, voice, count)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,25 +142,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     levels = (
         "2: a frame a phone, 10 phones; 3: words in 39 phones of 1 to 3 frames, silences; 4: of "
     )
-    levels += "3 to 8 frames, for version 2"
-    add("--level", type=int, required=True, choices=sorted(LEVELS), help=levels)
+    levels += "3 to 8 frames, for version 2; 5: words in frames of real speech"
+    add("--level", type=int, required=True, choices=[*LEVELS, 5], help=levels)
     add("--output", type=Path, required=True, metavar="FOLDER", help="where all of it goes")
     add("--seed", type=int, default=0, metavar="N", help="of the language and of the speech")
+    real = parser.add_argument_group("level 5")
+    add = real.add_argument
+    add("--speech", metavar="SHARDS", help="shards of TIMIT, of which the training's phones are")
+    add("--valid", metavar="SHARDS", help="shards of TIMIT's other speakers")
+    times = f"times of the phones, in TIMIT's symbols (default: the shards' own): {FORMS}"
+    add("--phones", metavar="TIMES", help=times)
+    version = "1 (default): segments, as level 3 has; 2: frames every 20 ms and targets, as level 4"
+    add("--version", type=int, choices=(1, 2), help=version)
+    add("--model", metavar="MODEL", help=f"{MODEL}, whose features are taken (default: MFCCs)")
+    add("--block", type=int, metavar="N", help="Transformer block of --model (default: 15)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Make a language, with speech as features (train, valid), other sentences as a text of phones
     (text), and a text of another language (other), which must not do. A training on it shows in
-    minutes on a CPU whether all works. The speech has its phones as labels, for watching.
+    minutes on a CPU whether all works. The speech has its phones as labels, for watching. Level 5
+    says each phone in frames of real speech, and how a generator reads them that is told.
 
     example:
       w2v2dist unsupervised synthetic --level 2 --output data/synthetic_2
       w2v2dist train configs/unsupervised/synthetic_2.yaml
+      w2v2dist unsupervised synthetic --level 5 --speech data/timit_train --valid data/timit_dev \\
+        --output data/synthetic_5
     """
-    write_synthetic(args.output, args.level, args.seed)
+    config = f"configs/unsupervised/synthetic_{args.level}.yaml"
+    if args.level == 5:
+        real = _collage(args)
+        found = write_collage(args.output, real)
+        if real.version == 2:
+            config = f"{config[:-6]}4.yaml run_dir=runs/unsupervised/synthetic_5"
+        console.print(
+            f"a linear generator that is told the phones of train reads them with "
+            f"{found.of_training:.1%} errors, and those of valid with {found.of_others:.1%}: about "
+            "the best that one which is not told can reach",
+            markup=False,
+        )
+    elif given := [f"--{name}" for name in REAL if getattr(args, name) is not None]:
+        raise ConfigError(
+            f"level {args.level} takes no {' and no '.join(given)}, which say what real speech "
+            "level 5 is made of: leave them out, or give --level 5"
+        )
+    else:
+        write_synthetic(args.output, args.level, args.seed)
     names = " ".join(f"data.{name}={args.output}/{name}" for name in ("train", "valid", "text"))
-    console.print(
-        f"train on it: w2v2dist train configs/unsupervised/synthetic_{args.level}.yaml {names}",
-        markup=False,
-    )
+    console.print(f"train on it: w2v2dist train {config} {names}", markup=False, soft_wrap=True)
     return 0
+
+
+def _collage(args: argparse.Namespace) -> CollageConfig:
+    """What level 5 is made of. Raises ConfigError where it is not said."""
+    if missing := [f"--{name}" for name in ("speech", "valid") if not getattr(args, name)]:
+        raise ConfigError(
+            f"level 5 is made of real speech, but there is no {' and no '.join(missing)}: "
+            "give shards of TIMIT with the times of its phones (docs/timit.md), --speech "
+            "data/timit_train --valid data/timit_dev; levels 2 to 4 need no speech"
+        )
+    if args.block is not None and args.model is None:
+        raise ConfigError("--block is of a --model: name one, or leave it out (MFCCs)")
+    given = {
+        name: getattr(args, name)
+        for name in ("phones", "model", "block", "version")
+        if getattr(args, name) is not None
+    }
+    return CollageConfig(train=args.speech, valid=args.valid, seed=args.seed, **given)

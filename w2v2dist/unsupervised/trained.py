@@ -50,9 +50,28 @@ class Trained:
         return out
 
 
+def check_trained(path: Path, what: str = "a run of task unsupervised") -> None:
+    """Raise ConfigError where a path cannot be a run folder or a step folder; `what` is asked for.
+    A run that has saved nothing passes."""
+    if (path / "meta.json").is_file() or (path / "checkpoints").is_dir():
+        return
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: give {what}")
+    runs = sorted(found.parent.name for found in path.glob("*/config.yaml"))
+    if runs:
+        raise ConfigError(
+            f"{path} holds {len(runs)} runs ({runs[0]}, …): give one of them; `w2v2dist "
+            f"unsupervised select {path}` chooses"
+        )
+    if (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} has not saved a checkpoint yet: let it train first")
+    raise ConfigError(f"{path} is something else: give {what}")
+
+
 def open_trained(run_or_step: Path, symbols: list[str] | None = None) -> Trained:
     """The best checkpoint of a run folder, or the step folder itself. With `symbols`, those of a
     text: another phone set is refused. Raises ConfigError or CheckpointError."""
+    check_trained(run_or_step)
     folder = checkpoint.find(run_or_step, None)
     meta = checkpoint.read_meta(folder)
     if meta.get("config", {}).get("task") != "unsupervised":
