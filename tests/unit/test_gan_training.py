@@ -155,13 +155,18 @@ def test_batches_are_pure_functions_of_the_step(data: dict[str, Any], tmp_path: 
     [
         ("discriminator_won", {"min_discriminator_loss": 9}),
         ("code_collapse", {"min_code_usage": 1}),
-        ("no_language", {"max_score": 1}),
+        ("no_language", {"min_text_likeness": 1}),
     ],
 )
 def test_alarms(
     data: dict[str, Any], world: World, tmp_path: Path, alarm: str, settings: dict[str, float]
 ) -> None:
-    quiet = {"grace_steps": 2, "min_discriminator_loss": 0, "min_code_usage": 0, "max_score": 1e9}
+    quiet = {
+        "grace_steps": 2,
+        "min_discriminator_loss": 0,
+        "min_code_usage": 0,
+        "min_text_likeness": 0,
+    }
     config = write_gan_config(tmp_path, data, alarms={**quiet, **settings, "on_alarm": "stop"})
     with pytest.raises(AlarmError, match=f"alarm {alarm} at step"):
         run(config, world)
@@ -170,7 +175,12 @@ def test_alarms(
 
 
 def test_quiet_alarms_say_nothing(data: dict[str, Any], world: World, tmp_path: Path) -> None:
-    quiet = {"grace_steps": 1, "min_discriminator_loss": 0, "min_code_usage": 0, "max_score": 1e9}
+    quiet = {
+        "grace_steps": 1,
+        "min_discriminator_loss": 0,
+        "min_code_usage": 0,
+        "min_text_likeness": 0,
+    }
     run(write_gan_config(tmp_path, data, alarms=quiet), world)
     assert not any(e["event"] == "alarm" for e in read_jsonl(tmp_path / "run/events.jsonl"))
 

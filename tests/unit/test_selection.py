@@ -12,13 +12,16 @@ from safetensors import safe_open
 
 from tests.unit.test_gan_parity import FOLDERS
 from w2v2dist.lm.arpa import Arpa, read_arpa
+from w2v2dist.unsupervised.phone_text import PhoneText
 from w2v2dist.unsupervised.selection import (
     Candidate,
     Scorer,
     code_choice,
     paper_choice,
     phones_of,
+    text_likeness,
 )
+from w2v2dist.unsupervised.synthetic import write_synthetic
 
 SCORE = 1e-5  # relative
 
@@ -121,3 +124,24 @@ def test_a_silent_batch_is_the_worst() -> None:
     lm = Arpa(["<s>", "</s>", "a"], grams, {"<s>": 0, "</s>": 1, "a": 2})
     scorer = Scorer(symbols, lm, lm)
     assert scorer.metrics(scorer.sums([[5], [5, 1]]))["weighted_lm_ppl"] == math.inf
+
+
+def test_likeness_is_between_the_text_and_its_phones_in_a_random_order(tmp_path: Path) -> None:
+    assert text_likeness(2.0, 2.0, 4.0) == 1
+    assert text_likeness(3.0, 2.0, 4.0) == 0.5
+    assert text_likeness(9.0, 2.0, 4.0) == 0
+    assert math.isnan(text_likeness(3.0, 2.0, 2.0))  # the order says nothing
+    assert math.isnan(text_likeness(3.0, math.nan, math.nan))
+    write_synthetic(tmp_path, 2, seed=0)
+    text, other = (PhoneText(str(tmp_path / name)) for name in ("text", "other"))
+    lms = (read_arpa(text.lm_path(with_silence)) for with_silence in (True, False))
+    scorer = Scorer(text.symbols, *lms)
+    unread = scorer.metrics(scorer.sums([text.line(0).tolist()]))
+    assert not {"text_nll", "text_likeness"} & unread.keys()
+    scorer.read_text(text)
+
+    def likeness(lines: list[list[int]]) -> float:
+        return scorer.metrics(scorer.sums(lines))["text_likeness"]
+
+    assert likeness([text.line(i).tolist() for i in range(1, 400)]) == pytest.approx(1, abs=0.05)
+    assert likeness([other.line(i).tolist() for i in range(1, 400)]) < 0.3

@@ -96,11 +96,16 @@ UNSUPERVISED = [
     Panel(
         "score without labels (lower is better)",
         {"valid/weighted_lm_ppl": "perplexity / usage²"},
-        note="alarms.max_score is the limit; a whole batch of silence has none",
+        note="a whole batch of silence has none",
     ),
     Panel(
         "nats a phone, as text",
-        {"valid/nll": "what is read", "valid/text_nll": "the text itself"},
+        {
+            "valid/nll": "what is read",
+            "valid/text_nll": "the text itself",
+            "valid/shuffled_nll": "its phones in a random order",
+        },
+        note="alarms.min_text_likeness is how far towards the text it must come",
     ),
     Panel(
         "phones in use (%)",

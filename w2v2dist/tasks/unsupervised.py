@@ -64,7 +64,7 @@ class UnsupervisedTask:
         if source.valid is not None:
             self._scorer = Scorer(symbols, *(_lm(source, silence) for silence in (True, False)))
             self._scorer.read_text(source.text)
-        self._score = 0.0  # of the last validation
+        self._likeness = math.nan  # of the last validation
         self._transcripts: list[Transcript] = []
 
     def check(self, world_size: int) -> None:
@@ -133,7 +133,7 @@ class UnsupervisedTask:
     def _scores(self, sums: dict[str, float]) -> dict[str, float]:
         assert self._scorer is not None
         out = self._scorer.metrics(sums)
-        self._score = out[SCORE]
+        self._likeness = out.get("text_likeness", math.nan)
         if sums.get("num_reference"):
             out["per"] = sums["num_errors"] / sums["num_reference"]
         return out
@@ -153,8 +153,8 @@ class UnsupervisedTask:
         return {"utterances": amount}
 
     def readings(self, record: Record) -> list[Reading]:
-        """Whether the discriminator has won, the phones have collapsed, and the score of the last
-        validation is that of no text."""
+        """Whether the discriminator has won, the phones have collapsed, and what the last
+        validation read is no text."""
         alarms, step = self.config.alarms, record["step"]
         if step < alarms.grace_steps:
             return []
@@ -168,9 +168,10 @@ class UnsupervisedTask:
             alarms.min_code_usage * self.gan.generator.num_symbols,
         )
         found.append(Reading("code_collapse", codes, limit, codes < limit, COLLAPSED))
-        if self._score:
-            bad = not self._score <= alarms.max_score or math.isnan(self._score)
-            found.append(Reading("no_language", self._score, alarms.max_score, bad, UNLIKELY))
+        if not math.isnan(self._likeness):
+            limit = alarms.min_text_likeness
+            bad = self._likeness < limit
+            found.append(Reading("no_language", self._likeness, limit, bad, UNLIKELY))
         return found
 
 

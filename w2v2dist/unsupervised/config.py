@@ -54,11 +54,17 @@ class GanAlarmConfig(AlarmConfig):
     min_code_usage: float = 0.5  # code perplexity / number of symbols; less is a collapse
     # Of both cross entropies, nats a row; where each is less, the discriminator has won
     min_discriminator_loss: float = 0.1
-    max_score: float = 60.0  # of weighted_lm_ppl
+    # Of what is read: 1 is the text itself, 0 its phones in a random order
+    min_text_likeness: float = 0.5
 
     def __post_init__(self) -> None:
         AlarmConfig.__post_init__(self)
-        at_least(self, 0, "min_code_usage min_discriminator_loss max_score")
+        at_least(self, 0, "min_code_usage min_discriminator_loss")
+        if not 0 <= self.min_text_likeness <= 1:
+            raise ValueError(
+                f"min_text_likeness is {self.min_text_likeness} but must be in [0, 1]: 1 is the "
+                "text itself, and 0 lets everything pass"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

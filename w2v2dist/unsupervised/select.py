@@ -17,11 +17,7 @@ from w2v2dist.runtime.logging import console, read_jsonl
 from w2v2dist.unsupervised.selection import Candidate, code_choice, paper_choice
 
 MANIFEST = "sweep.json"  # of submit.py --sweep: the cells by name
-# What a run must reach to count as converged. Runs of LibriSpeech end at scores of 16 to 18 (errors
-# of 17 to 22 %) or above 60 (86 %); a text's own sentences are the scale, because the score depends
-# on how predictable a language's phones are
-MOST_UNLIKELY = 3.0  # times the perplexity of the text itself
-LEAST_USAGE = 0.8  # of the phones
+LEAST_USAGE = 0.8  # of the phones: what a run must reach to count as converged
 MOST_DISAGREEMENT = 0.5  # phone errors of two runs against each other
 SCORED_BY = ("data.valid", "data.text")  # what a score is of
 NUM_COMPARED = 3  # converged runs whose hypotheses are compared
@@ -35,8 +31,7 @@ class Cell:
     folder: Path
     state: str  # finished, step N of M, not begun
     candidates: list[Candidate]
-    text_nll: float  # nats a phone of the text itself
-    max_score: float  # alarms.max_score of its settings
+    min_likeness: float  # alarms.min_text_likeness of its settings
     data: dict[str, Any] = field(default_factory=dict)  # its settings of what it is scored by
 
     @property
@@ -45,23 +40,15 @@ class Cell:
         return code_choice(self.candidates)
 
     @property
-    def excess(self) -> float:
-        """How many times as unlikely as the text a phone is, of the best; infinite without one."""
-        best = self.best
-        return math.inf if best is None else math.exp(min(700.0, best.nll - self.text_nll))
-
-    @property
     def problem(self) -> str:
         """Why it has not converged; "" where nothing speaks against it."""
         best = self.best
         if best is None:
             return "nothing but silence" if self.candidates else "no validated checkpoint"
-        if best.weighted_lm_ppl > self.max_score:
-            return f"score over {self.max_score:g}"
         if best.phone_usage < LEAST_USAGE:
             return f"{best.phone_usage:.0%} of the phones in use"
-        if self.excess > MOST_UNLIKELY:
-            return f"{self.excess:.1f} times as unlikely as text"
+        if best.text_likeness < self.min_likeness:
+            return f"like text by {best.text_likeness:.0%}, under {self.min_likeness:.0%}"
         return ""
 
 
@@ -116,7 +103,7 @@ def read_cells(sweep: Path) -> list[Cell]:
 
 def _read_cell(folder: Path) -> Cell:
     if not (folder / "config.yaml").is_file():
-        return Cell(folder.name, folder, "not begun", [], math.nan, math.inf)
+        return Cell(folder.name, folder, "not begun", [], 0.0)
     config = flatten(read_yaml(folder / "config.yaml"))
     if config.get("task") != "unsupervised":
         raise ConfigError(
@@ -129,21 +116,23 @@ def _read_cell(folder: Path) -> Cell:
     candidates = [_candidate(folder.name, r) for s, r in sorted(validations.items()) if s in steps]
     last = max([0, *(int(r["step"]) for r in records)])
     state = "finished" if last == config["loop.max_steps"] else f"step {last:,}"
-    text = [r["valid/text_nll"] for r in validations.values() if "valid/text_nll" in r]
-    limit = float(config.get("alarms.max_score", 60.0))
-    text_nll = text[-1] if text else math.nan
+    limit = float(config["alarms.min_text_likeness"])
     data = {key: config.get(key) for key in (*SCORED_BY, "data.batch_size")}
-    return Cell(folder.name, folder, state, candidates, text_nll, limit, data)
+    return Cell(folder.name, folder, state, candidates, limit, data)
 
 
 def _candidate(run: str, record: dict[str, Any]) -> Candidate:
-    names = ("weighted_lm_ppl", "nll", "phone_usage", "log_prob", "per")
+    names = ("weighted_lm_ppl", "nll", "phone_usage", "log_prob", "text_likeness", "per")
     return Candidate(run, int(record["step"]), *(_number(record.get(f"valid/{n}")) for n in names))
 
 
 def _number(value: Any) -> float:
     """JSON lines hold numbers that are not finite as null or text."""
     return math.nan if value is None else float(value)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def disagreement(cells: Sequence[Cell]) -> float | None:
@@ -240,7 +229,17 @@ def _shown(cells: Sequence[Cell], chosen: Candidate | None) -> str:
 def _table(cells: Sequence[Cell], by_score: Candidate | None, by_paper: Candidate | None) -> Table:
     with_rates = any(cell.best and not math.isnan(cell.best.per) for cell in cells)
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "step", "score", "nll", "phones", *["PER"] * with_rates, ""):
+    for name in (
+        "run",
+        "state",
+        "step",
+        "score",
+        "nll",
+        "like text",
+        "phones",
+        *["PER"] * with_rates,
+        "",
+    ):
         table.add_column(name, overflow="fold", justify="left" if name in ("run", "") else "right")
     for cell in sorted(cells, key=_score):
         best = cell.best
@@ -248,13 +247,17 @@ def _table(cells: Sequence[Cell], by_score: Candidate | None, by_paper: Candidat
             m for m, c in (("score", by_score), ("paper", by_paper)) if c and c.run == cell.name
         ]
         said = " ".join([f"← {' and '.join(marks)}"] * bool(marks) + [cell.problem])
-        values = [""] * 4 if best is None else [
+        values = [""] * 5 if best is None else [
             f"{best.step:,}", f"{best.weighted_lm_ppl:.1f}", f"{best.nll:.2f}",
-            f"{best.phone_usage:.0%}",
+            _percent(best.text_likeness), _percent(best.phone_usage),
         ]  # fmt: skip
-        rate = "" if best is None or math.isnan(best.per) else f"{best.per:.1%}"
+        rate = "" if best is None else _percent(best.per, 1)
         table.add_row(cell.name, cell.state, *values, *[rate] * with_rates, said.strip())
     return table
+
+
+def _percent(value: float, digits: int = 0) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}%}"
 
 
 def _content(
@@ -271,6 +274,7 @@ def _content(
             "problem": cell.problem,
             "step": cell.best.step if cell.best else None,
             "weighted_lm_ppl": cell.best.weighted_lm_ppl if cell.best else None,
+            "text_likeness": _known(cell.best.text_likeness) if cell.best else None,
             "phone_usage": cell.best.phone_usage if cell.best else None,
         }
         for cell in cells

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from w2v2dist.lm.arpa import Arpa
+from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.unsupervised.phone_text import SPECIAL, PhoneText
 
 USAGE_POWER = 2  # of the part of phones in use, in the score
@@ -30,13 +31,20 @@ class Scorer:
         self._symbols, self._code_lm, self._paper_lm = symbols, code_lm, paper_lm
         self._silence = len(symbols) - 1
         self.num_phones = len(symbols) - len(SPECIAL)  # <SIL> is one of them
-        self.text_nll = math.nan
+        self.text_nll = self.shuffled_nll = math.nan
 
     def read_text(self, text: PhoneText, most: int = 1_000) -> None:
-        """Score the text's own sentences as if they were hypotheses (`text_nll`): what a perfect
-        reading would have."""
+        """Score the text's own sentences as if they were hypotheses (`text_nll`: what a perfect
+        reading would have), and sentences of the same phones in a random order (`shuffled_nll`:
+        what one that knows nothing but their frequencies would)."""
         places = range(0, len(text), max(1, len(text) // most))
-        self.text_nll = self.metrics(self.sums([text.line(i).tolist() for i in places]))["nll"]
+        lines = [phones_of(text.line(i).tolist(), self._silence) for i in places]
+        phones = iter(
+            keyed_rng(0, "shuffled text").permutation([p for line in lines for p in line])
+        )
+        shuffled = [[int(next(phones)) for _ in line] for line in lines]
+        self.text_nll = self.metrics(self.sums(lines))["nll"]
+        self.shuffled_nll = self.metrics(self.sums(shuffled))["nll"]
 
     def sums(self, read: Sequence[Sequence[int]]) -> dict[str, float]:
         """Of one validation batch. What the metrics take is added up over batches."""
@@ -65,21 +73,34 @@ class Scorer:
         """`weighted_lm_ppl` (lower is better; infinity where a whole batch is silent, which is the
         worst there is), `lm_ppl` and `batch_usage` that it is made of; `nll` (mean over utterances
         of nats a phone), `phone_usage` (part of the phones in the set) and `log_prob` (nats of the
-        set) that the paper's rule reads; `text_nll`, that of the text itself."""
+        set) that the paper's rule reads; `text_nll` and `shuffled_nll`, those of the text and of
+        its phones in a random order; `text_likeness`, where between them `nll` stands."""
         lm_ppl = 10 ** min(300.0, -sums["log10"] / sums["num_scored"])
         usage = sums["batch_usage"] / sums["num_batches"]
         seen = sum(name.startswith(PHONE) for name in sums)
         silent = sums["num_silent_batches"] > 0
+        nll = -sums["nats_a_phone"] / sums["num_utterances"]
+        scale = {"text_nll": self.text_nll, "shuffled_nll": self.shuffled_nll}
+        scale["text_likeness"] = text_likeness(nll, self.text_nll, self.shuffled_nll)
         return {
             "weighted_lm_ppl": math.inf if silent else lm_ppl / usage**USAGE_POWER,
             "lm_ppl": lm_ppl,
             "batch_usage": usage,
-            "nll": -sums["nats_a_phone"] / sums["num_utterances"],
+            "nll": nll,
             "phone_usage": seen / self.num_phones,
             "log_prob": sums["nats"],
             "num_silent": sums["num_silent"],
-            **({} if math.isnan(self.text_nll) else {"text_nll": self.text_nll}),
+            **{name: value for name, value in scale.items() if not math.isnan(value)},
         }
+
+
+def text_likeness(nll: float, text_nll: float, shuffled_nll: float) -> float:
+    """1: as likely as the text itself; 0: as its phones in a random order, or less. It means the
+    same for every language, however predictable its phones are. NaN where their order says nothing
+    (or one of the three is NaN)."""
+    if not shuffled_nll > text_nll:
+        return math.nan
+    return max(0.0, (shuffled_nll - nll) / (shuffled_nll - text_nll))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +113,7 @@ class Candidate:
     nll: float
     phone_usage: float
     log_prob: float
+    text_likeness: float = math.nan
     per: float = math.nan  # for watching: nothing is chosen by it
 
 
