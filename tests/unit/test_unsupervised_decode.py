@@ -51,6 +51,7 @@ def knowing(config: GeneratorConfig, codes: np.ndarray, made_by: dict[str, Any])
         generator.convolution.weight[len(SPECIAL) : -1, :, middle] = 4 * rows
         if generator.linear is not None:
             generator.linear.weight.zero_()
+            generator.linear.bias.zero_()
     features = {"dim": DIM, **made_by}
     return Trained(Path("run"), generator, SYMBOLS, features, UnsupervisedConfig(run_dir="run"))
 
