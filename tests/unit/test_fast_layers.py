@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, ctc_loss
 from w2v2dist.model import attention as attention_module
+from w2v2dist.model import winograd_conv
 from w2v2dist.model.attention import dropped_attention
 from w2v2dist.model.context_network import TransformerLayer
 from w2v2dist.model.dropout import Dropout, kept, noise
@@ -71,6 +72,27 @@ def test_a_strided_convolution(
     inputs = (x, *conv.parameters())
     close((ours,), (theirs,), 1e-12)
     close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), 1e-12)
+
+
+@pytest.mark.parametrize("num_frames", [3, 4, 5, 6, 7, 41, 42, 43, 44])  # 1 to 21 are made
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_strided_convolution_in_pairs(
+    num_frames: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd_conv, "WIDE", 4)
+    monkeypatch.setattr(winograd_conv, "CACHED", 4 * 6)  # four pairs at a time
+    pieces = []
+
+    def counted(weight: Tensor, y: Tensor) -> list[slice]:
+        pieces.append([*as_written(weight, y)])
+        return pieces[-1]
+
+    as_written = winograd_conv._pieces
+    monkeypatch.setattr(winograd_conv, "_pieces", counted)
+    test_a_strided_convolution((4, 6), 3, 2, bias, num_frames)
+    made = (num_frames - 1) // 2
+    rows, ways = 3, 3
+    assert [len(p) for p in pieces] == [-(-(made // 2) // 4)] * rows * ways * (made > 1)
 
 
 def test_a_strided_convolution_in_16_bits_is_rounded_once() -> None:
