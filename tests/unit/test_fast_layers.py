@@ -16,7 +16,7 @@ from w2v2dist.model import attention as attention_module
 from w2v2dist.model import winograd_conv
 from w2v2dist.model.attention import dropped_attention
 from w2v2dist.model.context_network import TransformerLayer
-from w2v2dist.model.dropout import Dropout, kept, noise
+from w2v2dist.model.dropout import Dropout, kept, noise, noises
 from w2v2dist.model.feature_encoder import ChannelGroupNorm, FeatureEncoder, WaveformConv
 from w2v2dist.model.fourier_convolution import fourier_convolution
 from w2v2dist.model.strided_conv import StridedConv
@@ -153,11 +153,11 @@ def test_attention_with_dropout(
     mask = (torch.arange(40) < torch.tensor([[40], [25]]))[:, None, None] if padded else None
     draws = []
 
-    def kept_noise(shape: torch.Size, p: float) -> Tensor:
-        draws.append(noise(shape, p))
-        return draws[-1]
+    def kept_noises(shapes: list[torch.Size], p: float) -> list[Tensor]:
+        draws.extend(noises(shapes, p))
+        return draws
 
-    monkeypatch.setattr(attention_module, "noise", kept_noise)
+    monkeypatch.setattr(attention_module, "noises", kept_noises)
     monkeypatch.setattr(attention_module, "CACHED", 3 * 40 * num_asked)  # in three parts
     ours, grad = dropped_attention(q, k, v, mask, 0.25), torch.randn(2, 4, num_asked, 8)
     assert [len(d) for d in draws] == [3, 3, 2]
@@ -184,6 +184,21 @@ def test_dropout_drops_so_many_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     assert torch.equal(Dropout(p)(x), y)  # the seed says which
     assert torch.equal(Dropout(p).eval()(x), x)
+
+
+def test_draws_are_the_same_with_any_number_of_threads() -> None:
+    shapes = [torch.Size(s) for s in ((3, 50), (7,), (0, 4), (2, 3, 5))]
+    before, drawn = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            torch.manual_seed(0)
+            drawn.append([*noises(shapes, 0.1)])
+    finally:
+        torch.set_num_threads(before)
+    torch.manual_seed(0)
+    for one_by_one, *together in zip([noise(s, 0.1) for s in shapes], *drawn, strict=True):
+        assert all(torch.equal(one_by_one, t) for t in together)
 
 
 def test_dropout_in_16_bits_is_not_biased() -> None:

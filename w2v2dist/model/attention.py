@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from w2v2dist.model.dropout import kept, noise
+from w2v2dist.model.dropout import kept, noises
 
 CACHED = 2**19  # scores that are worked on at a time: they stay in the processor's cache
 
@@ -35,12 +35,13 @@ class _DroppedAttention(torch.autograd.Function):
     ) -> Tensor:
         out = torch.empty_like(q)
         signed = q.new_empty(*q.shape[:2], k.shape[1])  # probabilities, negative where dropped
-        for n in _pieces(q, k):
+        pieces = _pieces(q, k)
+        for n, draws in zip(pieces, noises([signed[n].shape for n in pieces], p), strict=True):
             scores, part = torch.bmm(q[n], k[n].mT), signed[n]
             if key_mask is not None:
                 scores.masked_fill_(~key_mask[n], torch.finfo(scores.dtype).min)
             torch.softmax(scores, -1, out=part)
-            torch.copysign(part, noise(part.shape, p), out=part)
+            torch.copysign(part, draws, out=part)
             torch.bmm(torch.clamp_min(part, 0, out=scores), v[n], out=out[n])
         out /= kept(p)
         ctx.save_for_backward(q, k, v, out, signed)
