@@ -11,9 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, ctc_loss
+from w2v2dist.model import (
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForPretraining,
+    ctc_loss,
+    winograd_conv,
+)
 from w2v2dist.model import attention as attention_module
-from w2v2dist.model import winograd_conv
 from w2v2dist.model.attention import dropped_attention
 from w2v2dist.model.context_network import TransformerLayer
 from w2v2dist.model.dropout import Dropout, kept, noise, noises
