@@ -11,11 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v2dist.model import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPretraining, ctc_loss
+from w2v2dist.model import (
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForPretraining,
+    ctc_loss,
+    winograd_conv,
+)
 from w2v2dist.model import attention as attention_module
 from w2v2dist.model.attention import dropped_attention
 from w2v2dist.model.context_network import TransformerLayer
-from w2v2dist.model.dropout import Dropout, kept, noise
+from w2v2dist.model.dropout import Dropout, kept, noise, noises
 from w2v2dist.model.feature_encoder import ChannelGroupNorm, FeatureEncoder, WaveformConv
 from w2v2dist.model.fourier_convolution import fourier_convolution
 from w2v2dist.model.strided_conv import StridedConv
@@ -71,6 +77,27 @@ def test_a_strided_convolution(
     inputs = (x, *conv.parameters())
     close((ours,), (theirs,), 1e-12)
     close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), 1e-12)
+
+
+@pytest.mark.parametrize("num_frames", [3, 4, 5, 6, 7, 41, 42, 43, 44])  # 1 to 21 are made
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_strided_convolution_in_pairs(
+    num_frames: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd_conv, "WIDE", 4)
+    monkeypatch.setattr(winograd_conv, "CACHED", 4 * 6)  # four pairs at a time
+    pieces = []
+
+    def counted(weight: Tensor, y: Tensor) -> list[slice]:
+        pieces.append([*as_written(weight, y)])
+        return pieces[-1]
+
+    as_written = winograd_conv._pieces
+    monkeypatch.setattr(winograd_conv, "_pieces", counted)
+    test_a_strided_convolution((4, 6), 3, 2, bias, num_frames)
+    made = (num_frames - 1) // 2
+    rows, ways = 3, 3
+    assert [len(p) for p in pieces] == [-(-(made // 2) // 4)] * rows * ways * (made > 1)
 
 
 def test_a_strided_convolution_in_16_bits_is_rounded_once() -> None:
@@ -131,11 +158,11 @@ def test_attention_with_dropout(
     mask = (torch.arange(40) < torch.tensor([[40], [25]]))[:, None, None] if padded else None
     draws = []
 
-    def kept_noise(shape: torch.Size, p: float) -> Tensor:
-        draws.append(noise(shape, p))
-        return draws[-1]
+    def kept_noises(shapes: list[torch.Size], p: float) -> list[Tensor]:
+        draws.extend(noises(shapes, p))
+        return draws
 
-    monkeypatch.setattr(attention_module, "noise", kept_noise)
+    monkeypatch.setattr(attention_module, "noises", kept_noises)
     monkeypatch.setattr(attention_module, "CACHED", 3 * 40 * num_asked)  # in three parts
     ours, grad = dropped_attention(q, k, v, mask, 0.25), torch.randn(2, 4, num_asked, 8)
     assert [len(d) for d in draws] == [3, 3, 2]
@@ -162,6 +189,21 @@ def test_dropout_drops_so_many_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     assert torch.equal(Dropout(p)(x), y)  # the seed says which
     assert torch.equal(Dropout(p).eval()(x), x)
+
+
+def test_draws_are_the_same_with_any_number_of_threads() -> None:
+    shapes = [torch.Size(s) for s in ((3, 50), (7,), (0, 4), (2, 3, 5))]
+    before, drawn = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            torch.manual_seed(0)
+            drawn.append([*noises(shapes, 0.1)])
+    finally:
+        torch.set_num_threads(before)
+    torch.manual_seed(0)
+    for one_by_one, *together in zip([noise(s, 0.1) for s in shapes], *drawn, strict=True):
+        assert all(torch.equal(one_by_one, t) for t in together)
 
 
 def test_dropout_in_16_bits_is_not_biased() -> None:

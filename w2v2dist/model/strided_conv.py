@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from w2v2dist.model import winograd_conv
+
 CACHED = 2**20  # elements
 
 
@@ -56,10 +58,18 @@ def _matrix(weight: Tensor, taps: slice) -> Tensor:
     return weight[:, :, taps].permute(0, 2, 1).flatten(1).t()
 
 
-def _pieces(y: Tensor) -> list[slice]:
-    """Frames that are worked on at a time: on a CPU what was just written stays in its cache."""
+def _pieces(y: Tensor, first: int) -> list[slice]:
+    """Frames, from `first` on, that are worked on at a time: on a CPU what was just written stays
+    in its cache."""
     size = CACHED // y.shape[2] if y.device.type == "cpu" else y.shape[1]
-    return [slice(t, t + size) for t in range(0, y.shape[1], max(1, size))]
+    return [slice(t, t + size) for t in range(first, y.shape[1], max(1, size))]
+
+
+def _in_pairs(y: Tensor, weight: Tensor, stride: int) -> int:
+    """How many frames of the output, the first ones, winograd_conv computes."""
+    fits = weight.shape[2] == 3 and stride == 2 and min(weight.shape[:2]) >= winograd_conv.WIDE
+    pays = fits and y.device.type == "cpu" and y.element_size() >= 4
+    return y.shape[1] // 2 * 2 if pays else 0
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
@@ -83,15 +93,19 @@ class _StridedConv(torch.autograd.Function):
         kernel = weight.shape[2]
         num_frames = (x.shape[1] - kernel) // stride + 1
         y = x.new_empty(len(x), num_frames, len(weight))
+        beta = 0.0
         if bias is not None:
             y.copy_(bias)
+            beta = 1.0
+        ctx.done = done = _in_pairs(y, weight, stride)
+        if done:
+            winograd_conv.output(active, weight, y, beta)
         # In 16 bits the sum over parts would be rounded twice: all taps at once, on a copy
         parts = [slice(0, kernel)] if y.element_size() < 4 else [*_taps(kernel, stride)]
         products = [(_windows(active, p, num_frames, stride), _matrix(weight, p)) for p in parts]
-        for piece in _pieces(y):
+        for piece in _pieces(y, done):
             for i, (windows, matrix) in enumerate(products):
-                beta = 1.0 if i or bias is not None else 0.0
-                _add_product(y[:, piece], windows[:, piece], matrix, beta)
+                _add_product(y[:, piece], windows[:, piece], matrix, 1.0 if i else beta)
         return y
 
     @staticmethod
@@ -99,6 +113,7 @@ class _StridedConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, active = ctx.saved_tensors
         stride, (_, _, kernel), num_frames = ctx.stride, weight.shape, grad.shape[1]
+        left = slice(ctx.done, num_frames)
         grad = grad.contiguous()
         grad_x = grad_weight = grad_bias = None
         if ctx.has_bias and ctx.needs_input_grad[2]:
@@ -108,16 +123,22 @@ class _StridedConv(torch.autograd.Function):
             if active is None:
                 active = F.gelu(x) if ctx.activated else x
             for taps in _taps(kernel, stride):
-                part = _weight_gradient(grad, _windows(active, taps, num_frames, stride))
+                windows = _windows(active, taps, num_frames, stride)
+                part = _weight_gradient(grad[:, left], windows[:, left])
                 grad_weight[:, :, taps] = part.view(-1, x.shape[2], part.shape[1]).permute(2, 1, 0)
+            if ctx.done:
+                grad_weight += winograd_conv.weight_gradient(grad, active, weight)
             del active
         if ctx.needs_input_grad[0]:
             grad_x = x.new_empty(x.shape)
-            # The first part writes what it sees, if that is without gaps; the others add
-            grad_x[:, num_frames * stride if kernel >= stride else 0 :] = 0
+            if ctx.done:
+                winograd_conv.input_gradient(grad, weight, grad_x)
+            else:  # the first part writes what it sees, if that is without gaps; the others add
+                grad_x[:, num_frames * stride if kernel >= stride else 0 :] = 0
             for taps in _taps(kernel, stride):
                 into, matrix = _windows(grad_x, taps, num_frames, stride), _matrix(weight, taps)
-                _add_product(into, grad, matrix.t(), 1.0 if taps.start else 0.0)
+                beta = 1.0 if ctx.done or taps.start else 0.0
+                _add_product(into[:, left], grad[:, left], matrix.t(), beta)
             if ctx.activated:
                 torch.ops.aten.gelu_backward(grad_x, x, grad_input=grad_x)
         return grad_x, grad_weight, grad_bias, None, None
