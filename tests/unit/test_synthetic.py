@@ -16,6 +16,7 @@ from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.tasks.train import open_source, read_config
 from w2v2dist.unsupervised import synthetic
 from w2v2dist.unsupervised.feature_store import FeatureStore
+from w2v2dist.unsupervised.made_language import SILENCE
 from w2v2dist.unsupervised.phone_text import PhoneText
 from w2v2dist.unsupervised.synthetic import LEVELS, Voice, write_synthetic
 from w2v2dist.unsupervised.synthetic_language import MarkovLanguage, english, invented
@@ -70,17 +71,18 @@ def test_durations(number: int) -> None:
     level = LEVELS[number]
     language = level.language(5)
     voice = Voice(level, len(language.phones), 5)
-    frames = phones = 0
-    for i in range(50):
+    frames = said = 0.0
+    for i in range(200):
         rng = keyed_rng(i, "test")
         sentence = language.sentence(rng)
         values, targets = voice.speak(sentence, rng)
         frames += len(values)
-        phones += sum(map(len, sentence))
+        said += sum(map(len, sentence))
+        if level.silences:  # one at each end, and between some words
+            said += 2 + SILENCE * (len(sentence) - 1)
         assert (targets is None) or len(targets) == len(values)
     mean = sum(n * p for n, p in enumerate(level.durations, 1))
-    rests = 1.0 if not level.silences else 1.3  # and those of <SIL>
-    assert frames / phones == pytest.approx(mean * rests, rel=0.05)
+    assert frames / said == pytest.approx(mean, rel=0.05)
     assert mean == pytest.approx({2: 1.0, 3: 1.4, 4: 4.44}[number], abs=0.02)
 
 
@@ -127,6 +129,8 @@ def test_languages() -> None:
     assert max(map(len, after.values())) <= 4
     assert len(english(0).phones) == 39
     assert english(0).phones == invented(0).phones
+    assert len(english(0, num_phones=12).phones) == 12
+    assert english(0, num_phones=12).phones == invented(0, num_phones=12).phones
     words = [len(english(0).sentence(rng)) for _ in range(50)]
     assert min(words) >= 2
     assert max(words) <= 5

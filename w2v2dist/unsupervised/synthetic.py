@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from w2v2dist.unsupervised.synthetic_language import (
 Floats = NDArray[np.float32]
 REAL = ("speech", "valid", "phones", "version", "model", "block")  # options of level 5
 NUM_TARGETS = 64
+FEW_PHONES = 12  # of level 4: with twice as many the game takes hours of a CPU
+SPREAD = 1.6, 0.5  # of the features' directions, the widest and the narrowest
 WRONG_TARGETS = 0.2  # of the targets that say nothing of their phone
 
 
@@ -65,8 +68,8 @@ LEVELS = {
         num_text=20_000,
     ),
     4: Level(
-        language=english,
-        other=invented,
+        language=partial(english, num_phones=FEW_PHONES),
+        other=partial(invented, num_phones=FEW_PHONES),
         dim=64,
         durations=(0.0, 0.0, 0.3, 0.3, 0.2, 0.1, 0.06, 0.04),
         silences=True,
@@ -89,7 +92,7 @@ class Voice:
         self._mean = np.zeros(level.dim)
         if level.anisotropic:  # few directions have most of the variance, as in a model's features
             turned = np.linalg.qr(rng.standard_normal((level.dim, level.dim)))[0]
-            self._shape = np.geomspace(3, 0.1, level.dim)[:, None] * turned
+            self._shape = np.geomspace(*SPREAD, level.dim)[:, None] * turned
             self._mean = 3 * rng.standard_normal(level.dim)
         self._targets = rng.integers(NUM_TARGETS, size=(num_phones + 1, 2))
 

@@ -1,5 +1,6 @@
 """Made languages: sentences whose statistics tell their phones apart, as those of real ones do."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,15 +105,25 @@ class WordLanguage:
         return [self._words[word] for word in words]
 
 
-def english(seed: int) -> WordLanguage:
-    """Of frequent English words, 39 phones."""
-    return WordLanguage(seed, read_pronunciations(WORDS).phones)
+def english(seed: int, num_phones: int = 39) -> WordLanguage:
+    """Of frequent English words: those that the most frequent `num_phones` phones can say."""
+    return WordLanguage(seed, _english_words(num_phones))
 
 
-def invented(seed: int) -> WordLanguage:
-    """Of words that nobody says, in the phones of English: consonants and vowels in turns, the
+def _english_words(num_phones: int) -> dict[str, tuple[str, ...]]:
+    words = read_pronunciations(WORDS).phones
+    often: dict[str, float] = defaultdict(float)
+    for place, phones in enumerate(words.values()):
+        for phone in phones:
+            often[phone] += 1 / (place + 5)  # as often as the word is said (WordLanguage)
+    kept = {*sorted(often, key=often.__getitem__, reverse=True)[:num_phones]}
+    return {word: phones for word, phones in words.items() if kept.issuperset(phones)}
+
+
+def invented(seed: int, num_phones: int = 39) -> WordLanguage:
+    """Of words that nobody says, in the phones of `english`: consonants and vowels in turns, the
     frequent phones others than in English."""
-    phones = sorted({p for word in read_pronunciations(WORDS).phones.values() for p in word})
+    phones = sorted({p for word in _english_words(num_phones).values() for p in word})
     rng = keyed_rng(seed, "invented words")
     vowels = [p for p in rng.permutation(phones) if p[0] in "AEIOU"]
     consonants = [p for p in rng.permutation(phones) if p[0] not in "AEIOU"]
