@@ -108,6 +108,9 @@ def test_what_launchers_and_shells_make_of_arguments(monkeypatch: pytest.MonkeyP
         read_config(TINY, ["run_dir=$NOT_SET/x"])
     with pytest.raises(ConfigError, match="task is 'dance' but must be one of pretrain, finetune"):
         read_config(TINY, ["task=dance"])
+    sweep = str(Path(TINY).parent / "unsupervised/sweep_v1.yaml")
+    with pytest.raises(ConfigError, match=r"is a sweep, whose trainings are of v1.yaml: give that"):
+        read_config(sweep, [])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def write_run(
     max_steps: int = 300,
     task: str = "unsupervised",
     data: dict[str, Any] | None = None,
+    likeness: float | None = None,
 ) -> None:
     """A run's logs and the names of its checkpoints: step -> score, NLL, phones in use, log
     probability."""
@@ -48,7 +49,8 @@ def write_run(
     for step, (score, nll, usage, log_prob) in validations.items():
         lines.append({"step": step, "loss": 1.0})
         values = {"weighted_lm_ppl": score, "nll": nll, "phone_usage": usage, "log_prob": log_prob}
-        values["text_likeness"] = text_likeness(nll, TEXT_NLL, SHUFFLED_NLL)
+        known = text_likeness(nll, TEXT_NLL, SHUFFLED_NLL) if likeness is None else likeness
+        values |= {"text_likeness": known} if known == known else {}  # as metrics leaves NaN out
         lines.append({"step": step, **{f"valid/{k}": v for k, v in values.items()}})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text)
@@ -182,3 +184,30 @@ def test_what_cannot_be_chosen_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a run of task pretrain, but only trainings of task"):
         read_cells(tmp_path)
     assert main(["unsupervised", "select", str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("left_out", ["alarms", "loop"])
+def test_a_run_of_another_version_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left_out: str
+) -> None:
+    write_run(tmp_path / "a", {300: (20.0, 2.1, 1.0, -900.0)})
+    path = tmp_path / "a" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config[left_out]
+    path.write_text(yaml.safe_dump(config))
+    assert main(["unsupervised", "select", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"config.yaml has no {left_out}." in said
+    assert "it is of another version of w2v2dist" in said
+
+
+def test_a_text_without_an_order_proves_nothing(tmp_path: Path) -> None:
+    """Its phones in a random order are as likely as it is: a reading that uses all of them is not
+    known to be one, whatever other runs read."""
+    nothing = text_likeness(2.1, 2.0, 2.0)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, {300: (20.0, 2.1, 1.0, -900.0)}, likeness=nothing)
+    cells = read_cells(tmp_path)
+    said = verdict(cells, 0.1)
+    assert said[-2].startswith("UNSURE: the phones of the text are as likely in a random order")
+    assert not any(line.startswith("CONVERGED") for line in said)

@@ -376,7 +376,12 @@ def test_words_as_labels(shards: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ("empty", [], "hypotheses are empty: nothing can be learned from them"),
         ("others", [], "give the shards that the features were made of"),
         ("phones", ["--units", "words"], "are no words of a lexicon"),
-        ("phones", ["--data", "x"], "has been read already"),
+        ("phones", ["--data", "x"], "has been read already: leave out --data, or give"),
+        (
+            "phones",
+            ["--tune", "x", "--silence-weight", "0", "--lm-weight", "1"],
+            "has been read already: leave out --silence-weight, --tune, --lm-weight, or give",
+        ),
         ("letters", ["--units", "phones"], "was read in letters, not in phones"),
     ],
 )

@@ -39,6 +39,11 @@ def read_config(path: str, overrides: list[str]) -> Any:
         "unsupervised": UnsupervisedConfig,
     }
     task = merge(written, parse_overrides(named)).get("task")
+    if task is None and "grid" in written:
+        raise ConfigError(
+            f"{path} is a sweep, whose trainings are of {written.get('config')}: give that file, "
+            "or start the sweep with `launch/submit.py --sweep`"
+        )
     if task not in tasks:
         raise ConfigError(f"{path}: task is {task!r} but must be one of {', '.join(tasks)}")
     values = merge(written, parse_overrides(overrides, tasks[task]))

@@ -16,6 +16,7 @@ from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.index_writer import ShardEntry, atomic, index_shard, made, write_index
 from w2v2dist.data.reader import ShardReader
 from w2v2dist.data.source import open_index
+from w2v2dist.decode.beam_config import WEIGHTS
 from w2v2dist.decode.results import is_evaluation
 from w2v2dist.runtime.logging import console, read_jsonl
 from w2v2dist.unsupervised.decode import read_arguments, read_by, write_read
@@ -24,6 +25,12 @@ from w2v2dist.unsupervised.trained import check_trained
 
 Units = Literal["phones", "words"]
 SAID = ("text", "phones", "words")  # labels that a hypothesis takes the place of
+# Options of reading, which would do nothing where that was done before
+HOW = (
+    *("data", "text", "stride", "silence_weight", "tune"),
+    *("decoder", "lm", "lexicon", "rescore_lm", "weights", *WEIGHTS),
+    *("beam_size", "beam_size_token", "beam_threshold"),
+)
 
 
 @dataclass(slots=True)
@@ -106,6 +113,11 @@ def _check_source(folder: Path) -> None:
     )
 
 
+def _told(args: argparse.Namespace) -> list[str]:
+    """Which options say how to read."""
+    return [name for name in HOW if getattr(args, name) is not None]
+
+
 def _said(args: argparse.Namespace) -> tuple[dict[str, str], Units]:
     """What was read, by key, in phones or words. Raises ConfigError."""
     folder = Path(args.run)
@@ -113,9 +125,9 @@ def _said(args: argparse.Namespace) -> tuple[dict[str, str], Units]:
         read = read_by(args)
         folder = folder / "decoded" / read.name
         write_read(read, folder)
-    elif args.data or args.lm or args.decoder:
+    elif given := [f"--{name.replace('_', '-')}" for name in _told(args)]:
         raise ConfigError(
-            f"{folder} has been read already: leave out --data and how to decode, or give the run"
+            f"{folder} has been read already: leave out {', '.join(given)}, or give the run"
         )
     rows = read_jsonl(folder / "hypotheses.jsonl")
     written = bool({"wer", "cer"} & json.loads((folder / "evaluation.json").read_bytes()).keys())

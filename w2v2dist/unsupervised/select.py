@@ -20,6 +20,7 @@ MANIFEST = "sweep.json"  # of submit.py --sweep: the cells by name
 LEAST_USAGE = 0.8  # of the phones: what a run must reach to count as converged
 MOST_DISAGREEMENT = 0.5  # phone errors of two runs against each other
 SCORED_BY = ("data.valid", "data.text")  # what a score is of
+NEEDED = ("loop.max_steps", "alarms.min_text_likeness")  # settings that a run is judged by
 NUM_COMPARED = 3  # converged runs whose hypotheses are compared
 
 
@@ -109,6 +110,12 @@ def _read_cell(folder: Path) -> Cell:
         raise ConfigError(
             f"{folder} is a run of task {config.get('task')}, but only trainings of task "
             "unsupervised are chosen without labels"
+        )
+    if missing := [key for key in NEEDED if config.get(key) is None]:
+        raise ConfigError(
+            f"{folder / 'config.yaml'} has no {' and no '.join(missing)}, which every training "
+            "writes there: it is of another version of w2v2dist; choose with that one, or train "
+            "anew"
         )
     records = read_jsonl(folder / "metrics.jsonl")
     steps = {checkpoint.step_of(path) for path in checkpoint.candidates(folder / "checkpoints")}
@@ -204,6 +211,11 @@ def verdict(cells: Sequence[Cell], shared: float | None) -> list[str]:
         lines.append(
             f"UNSURE: the runs differ in {' and '.join(of)}, and scores of other data cannot be "
             "compared: select among the runs of one sweep"
+        )
+    elif any(cell.best and math.isnan(cell.best.text_likeness) for cell in good):
+        lines.append(
+            "UNSURE: the phones of the text are as likely in a random order, or its order was not "
+            "measured: nothing tells a reading from noise; give more text, of sentences"
         )
     elif shared is None:
         why = "one run alone" if len(good) < 2 else "their features are not there, so"
