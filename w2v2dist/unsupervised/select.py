@@ -144,7 +144,7 @@ def _known(value: float) -> float | None:
 
 def disagreement(cells: Sequence[Cell]) -> float | None:
     """Phone errors of the best converged runs against each other, the mean over pairs; None where
-    fewer than two have converged, or their features are not there."""
+    fewer than two have converged, or their checkpoints or features cannot be opened."""
     good = sorted((c for c in cells if not c.problem), key=_score)[:NUM_COMPARED]
     if len(good) < 2 or {*SCORED_BY} & {*_different(good)}:
         return None
@@ -218,7 +218,8 @@ def verdict(cells: Sequence[Cell], shared: float | None) -> list[str]:
             "measured: nothing tells a reading from noise; give more text, of sentences"
         )
     elif shared is None:
-        why = "one run alone" if len(good) < 2 else "their features are not there, so"
+        unread = "checkpoints or features cannot be opened here: the runs"
+        why = "one run alone" if len(good) < 2 else unread
         lines.append(f"UNSURE: {why} cannot be compared with another; runs that fail may look so")
     elif shared > MOST_DISAGREEMENT:
         lines.append(
