@@ -24,7 +24,8 @@ def agreed_alphabet(config: FinetuneConfig, world: World) -> Alphabet:
 
     def found() -> Alphabet:
         tokens = training_alphabet(config)
-        check_validation(config, tokens)
+        if not has_saved(Path(config.run_dir)):  # else it has been measured, or the run differs
+            check_validation(config, tokens)
         return tokens
 
     return agreed(found, world)
