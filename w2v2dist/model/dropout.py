@@ -41,6 +41,7 @@ def noises(shapes: Sequence[torch.Size], p: float) -> Iterator[Tensor]:
         yield bits.float().sub_(below).view(shape)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled view of them is wrong
 def _random_bits(seed: int, count: int) -> Tensor:
     """(count,) int16."""
     # At least one: nothing has no view as another type
