@@ -14,6 +14,7 @@ from w2v2dist.unsupervised.phone_text import SPECIAL, PhoneText
 
 USAGE_POWER = 2  # of the part of phones in use, in the score
 MARGIN = math.log(1.2)  # of the paper's second step, nats a phone
+NUM_LINES = 1_000  # of a text, by which readings are measured
 PHONE = "num_phone/"  # of the sums: how often each phone was read
 
 
@@ -21,6 +22,12 @@ def phones_of(symbols: Iterable[int], silence: int) -> list[int]:
     """What was said: without special symbols and silence; repeats stay, as those on both sides of a
     silence."""
     return [symbol for symbol in symbols if symbol >= len(SPECIAL) and symbol != silence]
+
+
+def sampled(text: PhoneText) -> list[list[int]]:
+    """The phones of some 1,000 lines from all over a text, without silence; of a short one all."""
+    places = range(0, len(text), max(1, len(text) // NUM_LINES))
+    return [phones_of(text.line(i).tolist(), text.silence) for i in places]
 
 
 class Scorer:
@@ -33,12 +40,11 @@ class Scorer:
         self.num_phones = len(symbols) - len(SPECIAL)  # <SIL> is one of them
         self.text_nll = self.shuffled_nll = math.nan
 
-    def read_text(self, text: PhoneText, most: int = 1_000) -> None:
+    def read_text(self, text: PhoneText) -> None:
         """Score the text's own sentences as if they were hypotheses (`text_nll`: what a perfect
         reading would have), and sentences of the same phones in a random order (`shuffled_nll`:
         what one that knows nothing but their frequencies would)."""
-        places = range(0, len(text), max(1, len(text) // most))
-        lines = [phones_of(text.line(i).tolist(), self._silence) for i in places]
+        lines = sampled(text)
         phones = iter(
             keyed_rng(0, "shuffled text").permutation([p for line in lines for p in line])
         )
@@ -95,9 +101,9 @@ class Scorer:
 
 
 def text_likeness(nll: float, text_nll: float, shuffled_nll: float) -> float:
-    """1: as likely as the text itself; 0: as its phones in a random order, or less. It means the
-    same for every language, however predictable its phones are. NaN where their order says nothing
-    (or one of the three is NaN)."""
+    """1: as likely as the text itself; 0: as its phones in a random order, or less. It is of the
+    same scale in every language, however predictable its phones are, but less for a text of few
+    lines. NaN where their order says nothing (or one of the three is NaN)."""
     if not shuffled_nll > text_nll:
         return math.nan
     return max(0.0, (shuffled_nll - nll) / (shuffled_nll - text_nll))

@@ -21,10 +21,9 @@ from w2v2dist.decode.tune import Study
 from w2v2dist.lm.arpa import Arpa, read_arpa
 from w2v2dist.runtime.logging import console
 from w2v2dist.unsupervised.phone_text import PhoneText
-from w2v2dist.unsupervised.selection import phones_of
+from w2v2dist.unsupervised.selection import sampled
 
 LEAST_RATE = 0.03  # of errors: what is nearer to the greedy reading is no better (the paper's mu)
-MOST_LINES = 1_000  # of the text, whose own perplexity is measured
 # Where the paper searches. A weight w of an n-gram's log10 is an acoustic scale of ln 10 / w
 SPACE = {**WEIGHTS, "lm_weight": (0.0, 8.0), "silence_weight": (-3.0, 8.0)}
 MEASURE = "unlabelled_score"
@@ -60,9 +59,8 @@ class Judge:
                 "the training's score (`w2v2dist unsupervised select`)"
             )
         lm, symbols = read_arpa(path), text.symbols
-        places = range(0, len(text), max(1, len(text) // MOST_LINES))
-        rows = (phones_of(text.line(i).tolist(), text.silence) for i in places)
-        return cls(greedy, lm, perplexity(lm, [" ".join(symbols[i] for i in r) for r in rows]))
+        lines = [" ".join(symbols[i] for i in row) for row in sampled(text)]
+        return cls(greedy, lm, perplexity(lm, lines))
 
     def score(self, readings: list[str]) -> float:
         """Lower is better: ln max(perplexity, the text's) x max(errors against the greedy readings,
