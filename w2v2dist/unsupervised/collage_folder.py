@@ -18,10 +18,10 @@ from w2v2dist.runtime.logging import console
 from w2v2dist.training.bad_samples import most_frequent
 from w2v2dist.unsupervised.clustering import Clusters, fit_clusters
 from w2v2dist.unsupervised.collage import STRIDE, Collage, Hear, Pieces, cut, words_of
-from w2v2dist.unsupervised.feature_store import FeatureStoreWriter
+from w2v2dist.unsupervised.feature_store import FeatureStore, FeatureStoreWriter
 from w2v2dist.unsupervised.features import BlockFeatures
 from w2v2dist.unsupervised.generator import GeneratorConfig
-from w2v2dist.unsupervised.linear_reading import Reading, read_linearly
+from w2v2dist.unsupervised.linear_reading import Reading, Utterance, read_linearly
 from w2v2dist.unsupervised.made_language import MadeLanguage, check_about
 from w2v2dist.unsupervised.phone_text import SILENCE
 from w2v2dist.unsupervised.pronunciation import read_pronunciations
@@ -90,7 +90,7 @@ def write_collage(folder: Path, config: CollageConfig) -> Reading:
         dim = speaker.pieces.frames.shape[1]
         store = FeatureStoreWriter(folder / name, dim, "float32", meta)
         spoken.write_speech(store, speaker, NUM_SENTENCES[name])
-    return _probed(folder, spoken, speakers, config.version)
+    return _probed(folder, phones, config)
 
 
 def _hearing(config: CollageConfig) -> tuple[Hear | None, Any]:
@@ -153,20 +153,24 @@ def _language(seed: int, pieces: dict[str, Pieces], about: dict[str, Any]) -> Ma
     )
 
 
-def _probed(
-    folder: Path, spoken: MadeLanguage, speakers: dict[str, Collage], version: int
-) -> Reading:
+def _probed(folder: Path, phones: list[str], config: CollageConfig) -> Reading:
     """How a generator that is told the phones reads the folder's sentences."""
-    said = {
-        name: [
-            (speakers[name].speak(sentence, rng)[0], np.array([p for w in sentence for p in w]))
-            for _, sentence, rng in spoken.spoken(name, count)
-        ]
-        for name, count in NUM_SENTENCES.items()
-    }
-    num_phones, seed = len(spoken.language.phones), spoken.seed
+    said = {name: _utterances(FeatureStore(str(folder / name)), phones) for name in NUM_SENTENCES}
     with console.status("a generator that is told the phones"):
-        found = read_linearly(said["train"], said["valid"], LINEAR[version], num_phones, seed)
+        found = read_linearly(
+            said["train"], said["valid"], LINEAR[config.version], len(phones), config.seed
+        )
     with atomic(folder / PROBE) as file:
         file.write(json.dumps(asdict(found), indent=1).encode())
     return found
+
+
+def _utterances(store: FeatureStore, phones: list[str]) -> list[Utterance]:
+    """What a store has, with the numbers of the phones that are its labels."""
+    number = {phone: i for i, phone in enumerate(phones)}
+    said = (store.labels[key]["phones"].split() for key in store.keys)
+    # Not the mapped file itself, which cannot be written
+    return [
+        (np.array(store.frames(i)), np.array([number[phone] for phone in line]))
+        for i, line in enumerate(said)
+    ]

@@ -35,25 +35,25 @@ def read_linearly(
 ) -> Reading:
     """Train a linear generator (one convolution) with CTC, whose blank is silence, on `train`, and
     read `valid`. The phones have the numbers 0 … `num_phones` - 1, silence the next one."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # the dropout of all steps, too
         torch.manual_seed(keyed_seed(seed, "linear reading") % (1 << 63))
         generator = Generator(config, train[0][0].shape[1], num_phones + 1)
-    optimizer = torch.optim.Adam(generator.parameters(), PEAK_LR, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, NUM_STEPS)
-    rng = keyed_rng(seed, "linear reading")
-    for _ in range(NUM_STEPS):
-        drawn = [train[i] for i in rng.integers(len(train), size=BATCH_SIZE)]
-        scores, sizes = _scores(generator, drawn)
-        said = torch.from_numpy(np.concatenate([phones for _, phones in drawn]))
-        lengths = torch.tensor([len(phones) for _, phones in drawn])
-        # infinite where a sentence has fewer outputs than phones
-        loss = torch.nn.functional.ctc_loss(
-            scores.transpose(0, 1), said, sizes, lengths, num_phones, "sum", zero_infinity=True
-        )
-        optimizer.zero_grad()
-        (loss / lengths.sum()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+        optimizer = torch.optim.Adam(generator.parameters(), PEAK_LR, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, NUM_STEPS)
+        rng = keyed_rng(seed, "linear reading")
+        for _ in range(NUM_STEPS):
+            drawn = [train[i] for i in rng.integers(len(train), size=BATCH_SIZE)]
+            scores, sizes = _scores(generator, drawn)
+            said = torch.from_numpy(np.concatenate([phones for _, phones in drawn]))
+            lengths = torch.tensor([len(phones) for _, phones in drawn])
+            # infinite where a sentence has fewer outputs than phones
+            loss = torch.nn.functional.ctc_loss(
+                scores.transpose(0, 1), said, sizes, lengths, num_phones, "sum", zero_infinity=True
+            )
+            optimizer.zero_grad()
+            (loss / lengths.sum()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
     generator.eval()
     of_training, of_others = (_per(generator, rows, num_phones) for rows in (train[:MOST], valid))
     return Reading(of_training=of_training, of_others=of_others)

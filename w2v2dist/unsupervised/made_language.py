@@ -64,20 +64,12 @@ class MadeLanguage:
 
     def write_speech(self, store: FeatureStoreWriter, speaker: Speaker, num_sentences: int) -> None:
         """Write the features of sentences, with their phones as labels; a whole store stays."""
+        count = 0 if store.complete else num_sentences
         with store:
-            for key, sentence, rng in self.spoken(
-                store.folder.name, 0 if store.complete else num_sentences
-            ):
+            for key, sentence, rng in sentences(self.language, self.seed, store.folder.name, count):
                 frames, targets = speaker.speak(sentence, rng)
-                store.add(key, frames, targets, {"phones": self.phones_of(sentence)})
-
-    def spoken(self, name: str, num_sentences: int) -> Iterator[tuple[str, Sentence, Rng]]:
-        """The first sentences of the speech `name`, as `sentences` gives them."""
-        return sentences(self.language, self.seed, name, num_sentences)
-
-    def phones_of(self, sentence: Sentence) -> str:
-        """A sentence in phones, between blanks."""
-        return " ".join(self.language.phones[i] for word in sentence for i in word)
+                said = " ".join(self.language.phones[i] for word in sentence for i in word)
+                store.add(key, frames, targets, {"phones": said})
 
 
 def check_about(folder: Path, about: dict[str, Any]) -> None:
