@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -75,12 +76,22 @@ class ScriptJob:
         """`task` is run on every node; attempts are counted by the lines of the log."""
         self.run_dir.mkdir(parents=True)
         functions = job_functions(self.run_dir, str(min_nodes), ClusterConfig(no_kill=no_kill))
+        functions = f"export PATH={self.slow_watcher()}:$PATH\n{functions}"
         run = "srun --kill-on-bad-exit=1 --ntasks-per-node=1 bash -c "
         task = f"echo task on $SLURMD_NODENAME, address $MASTER_ADDR:$MASTER_PORT; {task}"
         script = self.run_dir / "job.sh"
         script.write_text(f"#!/bin/bash\n{functions}\n{run} '{task}'\n")
         common = ["--requeue", "--open-mode=append", "--exclusive", f"--output={self.log}"]
         self.job_id = self.cluster.submit("sbatch", *common, *options, str(script))
+
+    def slow_watcher(self) -> Path:
+        """A folder for the PATH, with an srun that starts a watcher late, as a busy Slurm does."""
+        srun = self.run_dir / "bin" / "srun"
+        srun.parent.mkdir()
+        late = f'case "$*" in *"scontrol requeue"*) sleep 3;; esac\nexec {shutil.which("srun")} "$@"'
+        srun.write_text(f"#!/bin/bash\n{late}\n")
+        srun.chmod(0o755)
+        return srun.parent
 
     def said(self, text: str) -> int:
         """How often the log has this text."""
@@ -131,7 +142,9 @@ def test_job_whose_first_node_dies_is_requeued(cluster: Cluster, lost_node: str)
     job = ScriptJob(cluster, "headless")
     restart = "[ ${SLURM_RESTART_COUNT:-0} = 1 ] || sleep 300"
     job.start(restart, "--nodes=2", "--no-kill", min_nodes=1, no_kill=True)
-    job.wait("task on", 2)
+    job.wait("task on")
+    # The watcher of the first node is there before any task is
+    assert cluster.processes("n2", "scontrol requeue")
     assert cluster.job(job.job_id)["BatchHost"] == lost_node
     cluster.kill_node(lost_node)
     cluster.finish(job.job_id, 120)

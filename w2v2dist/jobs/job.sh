@@ -48,15 +48,20 @@ exclude() { # from the next allocation: Slurm takes it as soon as the job is req
 }
 
 watch_first_node() { # with --no-kill, Slurm lets a job go on whose first node died, and this script with it
-  local second
+  local second began=$SECONDS said
   second=$(sed -n 2p <<<"$nodes")
   [ -z "$watch" ] || kill "$watch" 2>/dev/null
   [ "$no_kill" = true ] && [ -n "$second" ] || return 0
-  (exec srun --overlap --nodes=1 --ntasks=1 --mem=0 --nodelist="$second" bash -c 'while sleep 20; do
+  said=$(mktemp)
+  (exec srun --overlap --nodes=1 --ntasks=1 --mem=0 --nodelist="$second" bash -c 'echo watching; while sleep 20; do
       nodes=$(scontrol show hostnames "$(squeue --noheader --jobs="$job" --format=%N)")
-      [ -z "$nodes" ] || grep -qx "$0" <<<"$nodes" || scontrol requeue "$job"
-    done' "$SLURMD_NODENAME" >/dev/null 2>&1) &
+      [ -z "$nodes" ] || grep -qx "$0" <<<"$nodes" || scontrol requeue "$job" >/dev/null 2>&1
+    done' "$SLURMD_NODENAME" >"$said" 2>/dev/null) &
   watch=$!
+  # Nothing starts unwatched: a node that died before its watcher ran would leave the allocation to nobody
+  while [ ! -s "$said" ] && kill -0 "$watch" 2>/dev/null && [ $((SECONDS - began)) -lt 60 ]; do sleep 0.1; done
+  [ -s "$said" ] || echo "no step started on $second that would requeue the job if this node, $SLURMD_NODENAME, died"
+  rm -f "$said"
 }
 
 seconds_left() { # until the time limit
