@@ -229,7 +229,9 @@ def test_weights_are_found_without_labels(run: Path, capsys: pytest.CaptureFixtu
     again = json.loads((run / "again/evaluation.json").read_text())["asked"]
     assert again == asked | {"silence_weight": 0.5}
     status, out = said(capsys, "decode", f"{run}/run", *tuning)
-    assert (status, "name a language model with --lm" in out) == (2, True)
+    assert (status, "name one with --lm" in out) == (2, True)
+    status, out = said(capsys, *given, "--trials", "3")
+    assert (status, "--trials 3 is of --tune, which is not there" in out) == (2, True)
     path.write_text(json.dumps({**found, "silence_weight": "loud"}))
     assert "silence_weight of" in said(capsys, *given, *weights)[1]
 

@@ -323,6 +323,24 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None
         made(tmp_path, SENTENCES + "the cat\n")
 
 
+def test_nothing_is_written_over_and_nothing_half_written_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/lexicon.txt").write_text("mine")
+    with pytest.raises(ValueError, match="out exists: remove it or choose another output"):
+        made(tmp_path, SENTENCES)
+    assert (tmp_path / "out/lexicon.txt").read_text() == "mine"
+    (tmp_path / "out/lexicon.txt").unlink()
+    with pytest.raises(ValueError, match="no sentence is left"):
+        made(tmp_path, "the zebra\n")
+    assert [*(tmp_path / "out").iterdir()] == []
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "text.txt", "lexicon.txt"}
+    (tmp_path / "out").rmdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert len(made(tmp_path, SENTENCES)) == 3
+    assert (tmp_path / "disk/meta.json").is_file()
+
+
 def test_long_texts_are_thinned_for_the_ngram(tmp_path: Path, monkeypatch) -> None:
     from w2v2dist.unsupervised import phone_lm
 

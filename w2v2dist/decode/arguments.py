@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from w2v2dist.config import ConfigError
 from w2v2dist.decode.beam_config import WEIGHTS, BeamConfig
 from w2v2dist.decode.decoders import DecodingConfig
 from w2v2dist.decode.language_models import LM
-from w2v2dist.decode.tune import read_weights
+from w2v2dist.decode.tune import NUM_TRIALS, read_weights
 
 # What the paper tuned with, and about what it found: weights of log10, and of natural logarithms
 NGRAM = {"beam_size": 500, "lm_weight": 2.0}
@@ -77,6 +78,23 @@ def decoding_from(args: argparse.Namespace) -> DecodingConfig:
         num_workers=args.workers,
         trust_pickle=args.trust_pickle,
     )
+
+
+def tuning_arguments(add: Callable[..., object], metavar: str, text: str) -> None:
+    """--tune, with this help, and --trials, for `num_trials`."""
+    add("--tune", metavar=metavar, help=text)
+    add("--trials", type=int, metavar="N", help=f"of --tune (default {NUM_TRIALS})")
+
+
+def num_trials(args: argparse.Namespace) -> int:
+    """How many trials the arguments of `tuning_arguments` ask for. Raises ConfigError."""
+    if args.trials is None:
+        return NUM_TRIALS
+    if args.tune is None:
+        raise ConfigError(f"--trials {args.trials} is of --tune, which is not there: add it")
+    if args.trials < 1:
+        raise ConfigError(f"--trials is {args.trials} but must be at least 1")
+    return int(args.trials)
 
 
 def _is_neural(lm: str | None) -> bool:

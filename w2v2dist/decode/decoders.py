@@ -57,6 +57,11 @@ class DecodingConfig:
                 f"the decoder is {self.decoder!r} and the language model {self.rescore_lm!r}"
             )
 
+    def check_tunable(self) -> None:
+        """Raise ConfigError where there is no language model whose weight could be found."""
+        if self.lm is None and self.rescore_lm is None:
+            raise ConfigError("--tune finds the weights of a language model: name one with --lm")
+
 
 Kind = Literal["none", "ngram", "transformer"]
 

@@ -13,7 +13,12 @@ from typing import Any
 from rich.progress import track
 
 from w2v2dist.config import ConfigError
-from w2v2dist.decode.arguments import decoding_arguments, decoding_from
+from w2v2dist.decode.arguments import (
+    decoding_arguments,
+    decoding_from,
+    num_trials,
+    tuning_arguments,
+)
 from w2v2dist.decode.beam_config import WEIGHTS, BeamConfig, Hypothesis
 from w2v2dist.decode.decoders import Decoder, identity, make_decoder
 from w2v2dist.decode.emissions import Emissions, is_kept
@@ -21,7 +26,7 @@ from w2v2dist.decode.evaluated import Evaluated, Evaluation
 from w2v2dist.decode.readings import reading
 from w2v2dist.decode.results import Line, asked_of, compare_folders, is_evaluation, score, write
 from w2v2dist.decode.scoring import Unit
-from w2v2dist.decode.tune import NUM_TRIALS, beside_the_paper, tune
+from w2v2dist.decode.tune import beside_the_paper, tune
 from w2v2dist.interop.open import is_run, model_arguments
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import console
@@ -37,8 +42,6 @@ def evaluate(settings: Evaluation, world: World | None = None) -> dict[str, Any]
     asked = _asked(settings, of)
     folder = world.gather(_folder(settings, of, asked) if world.is_main else Path())[0]
     kept = Path(settings.emissions) if settings.emissions else folder.parent / "emissions"
-    if settings.tune and settings.decoding.decoder == "greedy":
-        raise ConfigError("--tune finds weights of a search: name a language model with --lm")
     decoder = make_decoder(settings.decoding, of.alphabet, world.device)
     for note in (*of.notes, *decoder.notes) if world.is_main else ():
         console.print(f"note: {note}", markup=False)
@@ -202,9 +205,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compare", metavar="DIR", help="another evaluation: do they differ (paired bootstrap)?")
     decoding_arguments(parser)
     tuning = parser.add_argument_group("weights")
-    add = tuning.add_argument
-    add("--tune", metavar="SHARDS", help="find LM weight and word score on these, then evaluate")
-    add("--trials", type=int, default=NUM_TRIALS, help=f"of --tune (default {NUM_TRIALS})")
+    text = "find LM weight and word score on these, then evaluate"
+    tuning_arguments(tuning.add_argument, "SHARDS", text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -231,7 +233,7 @@ def run(args: argparse.Namespace) -> None:
         trust_pickle=args.trust_pickle,
         decoding=decoding_from(args),
         tune=args.tune,
-        num_trials=args.trials,
+        num_trials=num_trials(args),
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half written goes, too
     world = World.of_command()

@@ -29,6 +29,10 @@ class Evaluation:
     tune: str | None = None  # shards that the weights are found on before
     num_trials: int = NUM_TRIALS
 
+    def __post_init__(self) -> None:
+        if self.tune is not None:
+            self.decoding.check_tunable()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:

@@ -37,11 +37,8 @@ def tune(
     """The weights with the fewest errors of `num_trials`, and their error rate; collective. Trials
     of an interrupted run, in trials.jsonl of `folder`, count where they are of the same search
     (`about`). Writes weights.json there, which --weights takes."""
-    if not len(emissions) or num_trials < 1:
-        raise ConfigError(
-            f"{emissions.meta['shards']} has {len(emissions)} utterances that can be scored, and "
-            f"there are to be {num_trials} trials: both must be at least 1"
-        )
+    if not len(emissions):
+        raise ConfigError(f"{emissions.meta['shards']} has no utterance that can be scored")
     names = [n for n in WEIGHTS if n != "rescore_weight" or isinstance(decoder, Rescorer)]
     study, problem = None, ""
     if world.is_main:
@@ -82,7 +79,7 @@ class Study:
     """The trials so far and the next one; each is a line of trials.jsonl once it is known. `space`
     has the bounds of each weight, `start` where the search begins, `measure` is the name of what is
     made small, `about` what tells these trials from others. Raises ConfigError where the folder
-    has trials of other settings."""
+    has trials of other settings, or the search would begin out of bounds."""
 
     def __init__(
         self,
@@ -93,6 +90,12 @@ class Study:
         about: dict[str, Any],
         folder: Path,
     ) -> None:
+        for name, (least, most) in space.items():
+            if not least <= start[name] <= most:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {start[name]:g}, but --tune searches from "
+                    f"{least:g} to {most:g}: begin there, or leave it out"
+                )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._measure, self._about = folder, measure, about

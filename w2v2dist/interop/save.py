@@ -235,6 +235,7 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     when it fails. Raises ValueError where `path` exists (as an empty one a `folder` may)."""
     if path.exists() and not (folder and path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists: remove it or choose another output")
+    path = path.resolve()  # of a link, what it leads to is made
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

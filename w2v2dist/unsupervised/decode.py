@@ -16,13 +16,17 @@ from rich.progress import track
 
 from w2v2dist.config import ConfigError, read_yaml
 from w2v2dist.data.alphabet import Alphabet
-from w2v2dist.decode.arguments import decoding_arguments, decoding_from
+from w2v2dist.decode.arguments import (
+    decoding_arguments,
+    decoding_from,
+    num_trials,
+    tuning_arguments,
+)
 from w2v2dist.decode.beam_config import Hypothesis
 from w2v2dist.decode.decoders import DecodingConfig, identity, make_decoder
 from w2v2dist.decode.emissions import Emission
 from w2v2dist.decode.language_models import NO_LEXICON
 from w2v2dist.decode.results import Line, score, write
-from w2v2dist.decode.tune import NUM_TRIALS
 from w2v2dist.lm.arpa import MARKS, arpa_words, sniff
 from w2v2dist.runtime.logging import console
 from w2v2dist.unsupervised.feature_store import FeatureStore
@@ -138,9 +142,7 @@ def read_arguments(parser: argparse.ArgumentParser) -> None:
     rest = "added to the logit of <SIL> (default 0); more: fewer phones"
     add("--silence-weight", type=float, metavar="X", help=rest)
     before = "find the weights of the search in these features before, without labels"
-    add("--tune", metavar="STORE", help=before)
-    trials = f"of --tune (default {NUM_TRIALS})"
-    add("--trials", type=int, metavar="N", default=NUM_TRIALS, help=trials)
+    tuning_arguments(add, "STORE", before)
     parser.set_defaults(trust_pickle=False)
     decoding_arguments(parser, num_best=False)
 
@@ -169,6 +171,7 @@ def _stage(store: FeatureStore) -> str | None:
 
 def read_by(args: argparse.Namespace) -> Read:
     """Decode as the arguments say. Raises ConfigError."""
+    trials = num_trials(args)
     symbols = PhoneText(args.text).symbols if args.text else None
     trained = open_trained(Path(args.run), symbols)
     data = trained.config.data
@@ -182,7 +185,7 @@ def read_by(args: argparse.Namespace) -> Read:
     search = dataclasses.replace(decoding_from(args), num_best=1)
     decoding = Decoding(search=search, stride=stride, silence_weight=_silence_weight(args))
     if args.tune is not None:
-        decoding = _tuned(trained, decoding, args)
+        decoding = _tuned(trained, decoding, args, trials)
         search = decoding.search
     if search.decoder != "greedy" and _stage(store) == "pairs":
         console.print(f"note: {PAIRED.format(store.folder)}", style="yellow", markup=False)
@@ -199,11 +202,10 @@ def _silence_weight(args: argparse.Namespace) -> float:
         raise ConfigError(f"silence_weight of {args.weights} is no number: {error}") from None
 
 
-def _tuned(trained: Trained, decoding: Decoding, args: argparse.Namespace) -> Decoding:
+def _tuned(trained: Trained, decoding: Decoding, args: argparse.Namespace, trials: int) -> Decoding:
     """The decoding with the weights that are the best in --tune. Raises ConfigError."""
     search = decoding.search
-    if search.decoder == "greedy":
-        raise ConfigError("--tune finds weights of a search: name a language model with --lm")
+    search.check_tunable()
     text = args.text or trained.config.data.text
     if not text:
         raise ConfigError("--tune needs the text of phones of the training: name it with --text")
@@ -227,7 +229,7 @@ def _tuned(trained: Trained, decoding: Decoding, args: argparse.Namespace) -> De
     decoder = make_decoder(search, letters, torch.device("cpu"))
     tuned = Search(decoder=decoder, heard=heard, letters=letters, beam=search.beam)
     try:
-        found = tune(tuned, Judge.of(phones, tuned.greedy()), about, start, folder, args.trials)
+        found = tune(tuned, Judge.of(phones, tuned.greedy()), about, start, folder, trials)
     finally:
         decoder.close()
     chosen: dict[str, Any] = {name: found[name] for name in start}

@@ -27,7 +27,7 @@ Units = Literal["phones", "words"]
 SAID = ("text", "phones", "words")  # labels that a hypothesis takes the place of
 # Options of reading, which would do nothing where that was done before
 HOW = (
-    *("data", "text", "stride", "silence_weight", "tune"),
+    *("data", "text", "stride", "silence_weight", "tune", "trials"),
     *("decoder", "lm", "lexicon", "rescore_lm", "weights", *WEIGHTS),
     *("beam_size", "beam_size_token", "beam_threshold"),
 )

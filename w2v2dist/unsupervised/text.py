@@ -15,6 +15,7 @@ from w2v2dist.config import ConfigError
 from w2v2dist.data.index_writer import atomic, made
 from w2v2dist.data.sentences import fingerprint_of
 from w2v2dist.decode.forked import ForkedPool
+from w2v2dist.interop.save import replacing
 from w2v2dist.lm.lines import progress, text_files
 from w2v2dist.lm.ngram import Settings
 from w2v2dist.lm.sentences import LONGEST, sentences
@@ -182,13 +183,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers is {args.workers} but must be at least 0 (one a core)")
     for order in args.order:
         Settings(order)  # raises
-    silences = None if args.no_silence else Silences(probability=args.silence, seed=args.seed)
+    _silences(args)  # raises
     paths = text_files(args.text)
     if "-" in paths:
         raise ConfigError("standard input cannot be read twice, as this must be: give files")
     asked = _asked(args, paths)
     if not (args.output / META).is_file():
-        _write(args, paths, silences, asked)
+        made(args.output.parent, "--output")
+        with replacing(args.output, folder=True) as folder:
+            _write(args, folder, paths, asked)
     elif PhoneText(args.output).meta["asked"] != asked:
         raise ConfigError(
             f"{args.output} has a text of phones made otherwise: remove it or choose another "
@@ -198,6 +201,10 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"note: {note}", style="yellow", markup=False)
     console.print(f"wrote {args.output}", markup=False)
     return 0
+
+
+def _silences(args: argparse.Namespace) -> Silences | None:
+    return None if args.no_silence else Silences(probability=args.silence, seed=args.seed)
 
 
 def _asked(args: argparse.Namespace, paths: list[str]) -> dict[str, Any]:
@@ -211,9 +218,7 @@ def _asked(args: argparse.Namespace, paths: list[str]) -> dict[str, Any]:
     return {**known, "text": fingerprint_of([Path(path) for path in paths])}
 
 
-def _write(
-    args: argparse.Namespace, paths: list[str], silences: Silences | None, asked: dict[str, Any]
-) -> None:
+def _write(args: argparse.Namespace, folder: Path, paths: list[str], asked: dict[str, Any]) -> None:
     """The text, its phones and words."""
     only = OnlyLanguage(args.only_language) if args.only_language else None
     reading = Reading(case=args.case, phones=args.phones, only=only)
@@ -238,7 +243,7 @@ def _write(
     meta |= {"pruned_phones": spoken.pruned, "left_out": reasons}
 
     def rows() -> Iterator["array[int]"]:
-        speaker = Speaker(reading, spoken, silences)
+        speaker = Speaker(reading, spoken, _silences(args))
         for part in _pooled(speaker.part, paths, args, "speaking"):
             reasons.update(part.reasons)
             yield from part.rows()
@@ -248,9 +253,8 @@ def _write(
             named = f"; the first of these words: {', '.join(map(repr, first))}" if first else ""
             raise ConfigError(f"no sentence is left: {_why(reasons, counted.num_lines)}{named}")
 
-    made(args.output, "--output")
-    _write_words(args.output, spoken, counted)
-    text = write_phone_text(args.output, spoken.counts, rows(), meta)
+    text = write_phone_text(folder, spoken.counts, rows(), meta)
+    _write_words(folder, spoken, counted)
     _say(text, spoken, reasons, counted.num_lines)
 
 

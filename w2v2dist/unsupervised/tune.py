@@ -115,15 +115,7 @@ def tune(
     """The weights of the names of `start` that are the best of `num_trials`, with their score.
     Trials of an interrupted search, in trials.jsonl of `folder`, count where they are of the same
     one (`about`); weights.json there has what was found. Raises ConfigError."""
-    if num_trials < 1:
-        raise ConfigError(f"--trials is {num_trials} but must be at least 1")
     space = {name: SPACE[name] for name in start}
-    for name, (least, most) in space.items():
-        if not least <= start[name] <= most:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is {start[name]:g}, but --tune searches from "
-                f"{least:g} to {most:g}: begin there, or leave it out"
-            )
     study = Study(space=space, start=start, measure=MEASURE, about=about, folder=folder)
     left = range(study.num_done, num_trials)
     for _ in track(left, "tuning", console=console, transient=True):
