@@ -236,6 +236,10 @@ def _sweep(args: argparse.Namespace) -> int:
     from w2v2dist.jobs import sweep_command
     from w2v2dist.jobs.cluster import minutes_of
 
+    if args.recipe is not None:
+        raise ValueError(
+            "--sweep is of a grid of one training, and --recipe names a recipe: one only"
+        )
     if args.autotune:
         raise ValueError("--sweep and --autotune cannot be given together: tune one CONFIG first")
     cluster = None if args.local else read_cluster(args)

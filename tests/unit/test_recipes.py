@@ -25,7 +25,7 @@ from w2v2dist.recipes.expand import canonical, expanded, filled, words
 from w2v2dist.recipes.prepare import hand_out, prepare
 from w2v2dist.recipes.prints import corpus_print
 from w2v2dist.recipes.recipe import Recipe, command_of, is_recipe, read_recipe, read_started
-from w2v2dist.recipes.state import State, states
+from w2v2dist.recipes.state import State, changes_of, states
 from w2v2dist.reporting.recipe_status import rows
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
@@ -225,6 +225,17 @@ def test_only_what_depends_on_a_change_changes(write: Write) -> None:
     assert changed(before, read_recipe(write(stages=order))) == {"ngram_3"}
     text = {"text": {"run": "w2v2dist lm text {corpora.texts} --min-count 1 --output {out}"}}
     assert changed(before, read_recipe(write(stages=text))) == {*before.stages}
+
+
+def test_a_command_that_becomes_a_training_is_said_in_words(write: Write) -> None:
+    stages = {"again": None, "ngram": None}
+    command = read_recipe(write(stages=stages)).stages["text"]
+    train = {"text": {"train": str(ROOT / "configs/tiny_pretrain.yaml")}}
+    training = read_recipe(write(stages={**stages, **train})).stages["text"]
+    before = {"fingerprint": command.fingerprint, "what": command.what}
+    old, new = changes_of(training, before)["command"]
+    assert old == "w2v2dist lm text {corpora.texts} --output {out}"
+    assert new == "a training (pretrain)"
 
 
 def test_settings_that_cannot_matter_do_not_redo_a_training() -> None:
@@ -467,12 +478,14 @@ def test_a_mistyped_command_is_told_before_anything_is_made(
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("folder", ["texts.txt", "texts.txt/below", "/dev/null"])
+@pytest.mark.parametrize("folder", ["texts.txt", "texts.txt/below", "/dev/null", "link"])
 def test_a_folder_that_is_a_file(
     write: Write, capsys: pytest.CaptureFixture[str], folder: str
 ) -> None:
-    assert run("--recipe", write(), f"folder={folder}") == 2
-    assert f"folder is {folder}, but {folder.split('/below')[0]} is a file" in (
+    path = write()
+    Path("link").symlink_to("nowhere")
+    assert run("--recipe", path, f"folder={folder}") == 2
+    assert f"folder is {folder}, but {folder.split('/below')[0]} is no folder" in (
         capsys.readouterr().err
     )
 
@@ -601,6 +614,8 @@ def test_a_folder_is_of_one_recipe_and_one_version_of_the_corpora(write: Write) 
     with pytest.raises(ConfigError, match=r"another version of corpora.texts: texts.txt then"):
         prepare(read_recipe(write(stages=stages)))
     Path("texts.txt").unlink()  # of no use any more: its stage is done
+    prepare(read_recipe(write(stages=stages)))
+    Path("texts.txt").mkdir()  # where its disk was mounted
     prepare(read_recipe(write(stages=stages)))
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("x")
@@ -773,6 +788,16 @@ def test_without_sbatch_nothing_is_prepared(
     assert not read_recipe(recipe).folder.exists()
 
 
-def test_options_of_one_training_are_refused(write: Write) -> None:
+def test_options_of_one_training_are_refused(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--nodes", "4", "--recipe", str(write())]) == 2
     assert main(["--autotune", str(write())]) == 2
+    capsys.readouterr()
+    assert main(["--sweep", "--recipe", str(write())]) == 2
+    assert "--sweep is of a grid of one training" in capsys.readouterr().err
+
+
+def test_dry_run_checks_the_limit_of_time(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", "--time", "soon", "--recipe", str(write())]) == 2
+    assert "--time is 'soon' but must be" in capsys.readouterr().err

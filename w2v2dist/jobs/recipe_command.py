@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from w2v2dist.config import ConfigError
-from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.jobs.cluster import ClusterConfig, minutes_of
 from w2v2dist.jobs.recipe_jobs import RefusedError, check_sizes, submit_recipe
 from w2v2dist.jobs.recipe_local import run_recipe
 from w2v2dist.jobs.recipe_plan import lines
@@ -68,6 +68,7 @@ def _here(recipe: Recipe, processes: int | None, again: str) -> int:
 
 def _plan(recipe: Recipe, cluster: ClusterConfig) -> int:
     check_sizes(recipe, cluster)
+    minutes_of(cluster.time)
     found = states(recipe)
     print(*lines(recipe, cluster, found, check_corpora(recipe, found)), sep="\n")
     print(*announced(found), "nothing was submitted (--dry-run)", sep="\n")
@@ -75,7 +76,7 @@ def _plan(recipe: Recipe, cluster: ClusterConfig) -> int:
 
 
 def _submit(recipe: Recipe, cluster: ClusterConfig, args: argparse.Namespace, again: str) -> int:
-    from w2v2dist.jobs.cluster import check_sbatch, minutes_of
+    from w2v2dist.jobs.cluster import check_sbatch
 
     check_sbatch()
     jobs = submit_recipe(recipe, cluster, minutes_of(cluster.time), again)

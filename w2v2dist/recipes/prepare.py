@@ -2,6 +2,7 @@
 made with other settings is moved aside."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,9 +111,9 @@ def _identity(recipe: Recipe, found: Mapping[str, State]) -> dict[str, Any]:
     """What the folder is of, with the versions of the corpora. Raises ConfigError where it is of
     another recipe, or of others."""
     old = identity_of(recipe.folder)
-    first = next(path for path in (recipe.folder, *recipe.folder.parents) if path.exists())
-    if not first.is_dir():
-        raise ConfigError(f"folder is {recipe.folder}, but {first} is a file: use folder=DIR")
+    first = next(p for p in (recipe.folder, *recipe.folder.parents) if os.path.lexists(p))
+    if not first.is_dir():  # also a link that leads nowhere
+        raise ConfigError(f"folder is {recipe.folder}, but {first} is no folder: use folder=DIR")
     if not old and recipe.folder.exists():
         # Stages made by hand are fine, and who looks at a report first has it there
         known = {"lock", "logs", "jobs", "emissions", "report.html", *recipe.stages}
@@ -144,17 +145,14 @@ def _versions(
     for corpus, path in recipe.corpora.items():
         if corpus not in read:
             continue
-        if path is None:
-            now = None
-        elif Path(path).exists():
-            try:
-                now = corpus_print(path)
-            except OSError as error:
-                raise ConfigError(
-                    f"corpora.{corpus} is {path}, which cannot be read: {error}"
-                ) from None
-        else:
-            continue  # its shards are made, and it may be gone
+        if path is not None and _wrong(path):
+            continue  # its shards are made, and it may be gone, or its disk not mounted
+        try:
+            now = None if path is None else corpus_print(path)
+        except OSError as error:
+            raise ConfigError(
+                f"corpora.{corpus} is {path}, which cannot be read: {error}"
+            ) from None
         old = corpora.get(corpus, {"print": now, "path": path})
         if old["print"] != now and (of_then := _made_of(recipe, corpus, found)):
             raise ConfigError(
