@@ -88,7 +88,9 @@ class ScriptJob:
         """A folder for the PATH, with an srun that starts a watcher late, as a busy Slurm does."""
         srun = self.run_dir / "bin" / "srun"
         srun.parent.mkdir()
-        late = f'case "$*" in *"scontrol requeue"*) sleep 3;; esac\nexec {shutil.which("srun")} "$@"'
+        late = (
+            f'case "$*" in *"scontrol requeue"*) sleep 3;; esac\nexec {shutil.which("srun")} "$@"'
+        )
         srun.write_text(f"#!/bin/bash\n{late}\n")
         srun.chmod(0o755)
         return srun.parent
