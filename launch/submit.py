@@ -4,12 +4,15 @@ resumes it."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import re
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +127,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.recipe is not None or is_recipe(Path(args.config)):
         from w2v2dist.jobs import recipe_command
 
-        return recipe_command.run(args, lambda: read_cluster(args), args.again)
+        return recipe_command.run(args, lambda: read_cluster(args), args.again, refused)
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()
     if args.autotune:
@@ -156,6 +159,19 @@ def _run(args: argparse.Namespace) -> int:
         sep="\n",
     )
     return follow(job.job_id, log) if args.follow else 0
+
+
+def refused(words: Sequence[str]) -> str:
+    """What `w2v2dist` says against the words of one of its commands; "" where it takes them."""
+    from w2v2dist.cli import parse
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            parse([*words])
+    except SystemExit as end:
+        return said.getvalue().strip().rpartition("\n")[2] if end.code else ""
+    return ""
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
@@ -220,6 +236,10 @@ def _sweep(args: argparse.Namespace) -> int:
     from w2v2dist.jobs import sweep_command
     from w2v2dist.jobs.cluster import minutes_of
 
+    if args.recipe is not None:
+        raise ValueError(
+            "--sweep is of a grid of one training, and --recipe names a recipe: one only"
+        )
     if args.autotune:
         raise ValueError("--sweep and --autotune cannot be given together: tune one CONFIG first")
     cluster = None if args.local else read_cluster(args)

@@ -179,18 +179,19 @@ def make_plan(args: argparse.Namespace, scanned: Scan) -> Plan:
         listing.update(repr(r.identity).encode())
     settings["recordings"] = listing.hexdigest()[:16]
     path = args.output / ".build" / "plan.json"
-    if path.exists():
-        old = json.loads(path.read_bytes())
+    old = json.loads(path.read_bytes()) if path.exists() else None
+    if old is not None:
         keys = {**settings, **old["settings"]}
         changed = [k for k in keys if settings.get(k) != old["settings"].get(k)]
-        if changed:
+        if changed and _begun(args.output, "*.tar"):
             raise ValueError(
                 f"{args.output} already holds shards of other input: {', '.join(changed)} "
                 "changed since they were begun. Use another --output, or delete that folder"
             )
-    else:
-        if (args.output / "index.json").exists() or list(args.output.glob(f"{args.name}-*.tar")):
-            raise ValueError(f"{args.output} holds shards that are not ours: use another --output")
+        old = None if changed else old  # what came to nothing may be mended
+    elif _begun(args.output, f"{args.name}-*.tar"):
+        raise ValueError(f"{args.output} holds shards that are not ours: use another --output")
+    if old is None:
         completeness.check(scanned.sets, args.allow_incomplete)  # before hours of reading headers
         with ThreadPoolExecutor(16) as pool, console.status("reading headers"):
             seconds = list(pool.map(_seconds, recordings))
@@ -204,6 +205,11 @@ def make_plan(args: argparse.Namespace, scanned: Scan) -> Plan:
     return Plan(
         identity=identity, seconds=old["seconds"], hours=old.get("hours", {}), groups=groups
     )
+
+
+def _begun(output: Path, pattern: str) -> bool:
+    """Whether a folder has shards, or an index of some."""
+    return (output / "index.json").exists() or next(output.glob(pattern), None) is not None
 
 
 def _seconds(recording: Recording) -> float:

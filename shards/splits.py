@@ -150,6 +150,11 @@ def placed(part: Part, inputs: Sequence[Path]) -> list[Place]:
                 found.append(Place(part, root, have, missing))
     if not found:
         looked = ", ".join(map(str, inputs))
+        if part.folders == (HERE,):
+            raise ValueError(
+                f"--split {part.name} is of a folder, and {looked} is none: give --input the "
+                "folder of the corpus, as it is unpacked"
+            )
         raise ValueError(
             f"--split {part.name} is not in {looked}: give --input the folder that has "
             f"{part.folders[0]}/ in it, as the corpus is unpacked"

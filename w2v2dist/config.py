@@ -30,13 +30,29 @@ class _Float(float):
 
 class Loader(yaml.SafeLoader):
     """YAML as people mean it: 24:00:00 is no number of base 60, 0010 none of base 8, and
-    2026-11-21 no date but text."""
+    2026-11-21 no date but text; a key stands once, and nothing is in itself."""
 
     # A copy: the lists of the base class stay
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag.split(":")[-1] not in TAGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As the base class, deep at once: it refuses an anchor that is in itself only so."""
+        return super().construct_object(node, deep=True)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, which takes the last of several keys of one name."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _construct(loader: Loader, node: yaml.ScalarNode) -> Any:
@@ -62,24 +78,35 @@ class ConfigError(ValueError):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML file, over the file that its `base:` key names by a path relative to it."""
-    path = Path(path)
+    """Read one YAML file, over the file that its `base:` key names by a path relative to it. Raises
+    ConfigError."""
+    path, read = Path(path), dict[str, dict[str, Any]]()
+    while (place := os.path.realpath(path)) not in read:
+        read[place] = _read_one(path)
+        base = read[place].pop("base", None)
+        if base is None:
+            return functools.reduce(merge, reversed(read.values()))
+        path = path.parent / str(base)
+    circle = " over ".join([*read, place][list(read).index(place) :])
+    raise ConfigError(f"configuration {path} is its own base: {circle}: name another, or none")
+
+
+def _read_one(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"configuration {path} does not exist{hint}") from None
-    except (IsADirectoryError, NotADirectoryError) as error:
+    except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         raise ConfigError(f"configuration {path} {reason}: name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # also of bytes that are no text
         raise ConfigError(f"configuration {path} is not valid YAML: {error}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys to values")
-    base = content.pop("base", None)
-    return content if base is None else merge(read_yaml(path.parent / str(base)), content)
+    return content
 
 
 @functools.cache

@@ -119,12 +119,45 @@ def test_the_last_override_wins_and_others_stay() -> None:
     assert parse_overrides(["path=s3://x?y=z"]) == {"path": "s3://x?y=z"}
 
 
+def test_a_file_over_itself(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.yaml", "base: two.yaml")
+    write(tmp_path / "two.yaml", "base: sub/../one.yaml")
+    with pytest.raises(ConfigError, match=r"is its own base: .*one\.yaml over .*two\.yaml over"):
+        read_yaml(one)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {b: 1, c: 2, b: 3}", r"the key 'b' stands there twice(.|\n)*line 1"),
+        ("a: 1\nb: 2\na: 3", r"the key 'a' stands there twice(.|\n)*line 3"),
+        ("a: &x {b: *x}", "recursive"),
+        ("a: &x [*x]", "recursive"),
+        ("a: b\0", "not valid YAML"),
+    ],
+)
+def test_keys_that_stand_twice_and_values_in_themselves(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(write(tmp_path / "x.yaml", text))
+
+
+def test_a_mapping_may_win_over_the_one_that_it_takes_in(tmp_path: Path) -> None:
+    text = "a: &x {k: 1, l: [1]}\nb: {<<: *x, k: 2}\nc: *x"
+    found = read_yaml(write(tmp_path / "x.yaml", text))
+    assert found == {"a": {"k": 1, "l": [1]}, "b": {"k": 2, "l": [1]}, "c": {"k": 1, "l": [1]}}
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     write(tmp_path / "base_ls960.yaml", "a: 1")
     with pytest.raises(ConfigError, match=r"does not exist; did you mean base_ls960\.yaml"):
         read_yaml(tmp_path / "base_ls90.yaml")
     with pytest.raises(ConfigError, match="is not valid YAML"):
         read_yaml(write(tmp_path / "broken.yaml", "a: [1"))
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Too many levels of symbolic links"):
+        read_yaml(tmp_path / "loop.yaml")
     with pytest.raises(ConfigError, match="must be a mapping"):
         read_yaml(write(tmp_path / "list.yaml", "- 1"))
     with pytest.raises(ConfigError, match="is not valid YAML"):

@@ -135,6 +135,19 @@ def test_one_bad_file_does_not_end_a_build(
     assert "no text was found" not in capsys.readouterr().out
 
 
+def test_a_build_that_came_to_nothing_takes_mended_recordings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wav(tmp_path / "in" / "a.wav").write_bytes(b"half of it")
+    assert run(tmp_path / "in", tmp_path / "out") == 1
+    assert "no recording could be used (a.wav" in capsys.readouterr().out
+    wav(tmp_path / "in" / "a.wav")
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    wav(tmp_path / "in" / "b.wav")
+    assert run(tmp_path / "in", tmp_path / "out") == 1
+    assert "already holds shards of other input: recordings" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

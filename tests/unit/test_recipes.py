@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import yaml
 
 from launch.submit import main
-from tests.speech import write_librispeech
+from tests.speech import talk, write_librispeech
 from w2v2dist.cli import main as main_status
 from w2v2dist.config import ConfigError
 from w2v2dist.jobs.recipe_jobs import batches, dependency
@@ -24,7 +25,7 @@ from w2v2dist.recipes.expand import canonical, expanded, filled, words
 from w2v2dist.recipes.prepare import hand_out, prepare
 from w2v2dist.recipes.prints import corpus_print
 from w2v2dist.recipes.recipe import Recipe, command_of, is_recipe, read_recipe, read_started
-from w2v2dist.recipes.state import State, states
+from w2v2dist.recipes.state import State, changes_of, states
 from w2v2dist.reporting.recipe_status import rows
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 
@@ -126,6 +127,14 @@ def test_stages_stand_after_what_they_need(write: Write) -> None:
         ({"a": {"run": "rm -rf {out}"}}, ["must be a command of this project"]),
         ({"a": {"run": "python evil.py {out}"}}, ["must be a command of this project"]),
         ({"a": {"run": "w2v2dist lm text x"}}, [r"must write to \{out\}"]),
+        (
+            {"a": {"run": "w2v2dist lm text x --output {out}", "hours": ["much"]}},
+            [r"stages.a.hours is \['much'\] but must be a number"],
+        ),
+        (
+            {"a": {"run": "w2v2dist lm text x --output {out}", "hours": -1}},
+            ["stages.a.hours is -1 but must be a number, >= 0"],
+        ),
         ({"a": {}}, ["either `train: CONFIG` or `run: COMMAND`"]),
         ({"a": {"train": "nowhere.yaml"}}, ["nowhere.yaml does not exist"]),
         ({"a": {"run": "w2v2dist lm text {corpora.b} --output {out}"}}, ["the corpora are: texts"]),
@@ -218,6 +227,17 @@ def test_only_what_depends_on_a_change_changes(write: Write) -> None:
     assert changed(before, read_recipe(write(stages=text))) == {*before.stages}
 
 
+def test_a_command_that_becomes_a_training_is_said_in_words(write: Write) -> None:
+    stages = {"again": None, "ngram": None}
+    command = read_recipe(write(stages=stages)).stages["text"]
+    train = {"text": {"train": str(ROOT / "configs/tiny_pretrain.yaml")}}
+    training = read_recipe(write(stages={**stages, **train})).stages["text"]
+    before = {"fingerprint": command.fingerprint, "what": command.what}
+    old, new = changes_of(training, before)["command"]
+    assert old == "w2v2dist lm text {corpora.texts} --output {out}"
+    assert new == "a training (pretrain)"
+
+
 def test_settings_that_cannot_matter_do_not_redo_a_training() -> None:
     path = ROOT / "configs/recipes/tiny.yaml"
     before = read_recipe(path)
@@ -234,6 +254,18 @@ def test_settings_that_cannot_matter_do_not_redo_a_training() -> None:
     best = after("stages.finetune.set.loop.validate_every=10")
     assert {"finetune_1", "finetune_2"} <= best
     assert "pretrain" not in best
+
+
+def test_a_probe_does_not_redo_a_training(write: Write) -> None:
+    train = {"train": str(ROOT / "configs/tiny_pretrain.yaml"), "set": {"data.train": "@text"}}
+    path = write(stages={"ngram": None, "train": train})
+    without = read_recipe(path).stages["train"]
+    probe = ["stages.train.set.probe={every: 10, data: '@again', valid: '@text'}"]
+    with_one = read_recipe(path, probe).stages["train"]
+    assert with_one.needs == ("text", "again")  # it waits for the labels all the same
+    assert with_one.fingerprint == without.fingerprint
+    other = read_recipe(path, ["stages.train.set.data={train: '@again'}"]).stages["train"]
+    assert other.fingerprint != without.fingerprint
 
 
 def test_a_given_model_takes_the_place_of_the_pretraining_and_of_what_it_needs() -> None:
@@ -406,6 +438,8 @@ def test_a_folder_and_what_was_given_are_found_from_everywhere(
         (["recipe=my recipe"], r"recipe is 'my recipe' but must be a name of letters"),
         (["recipe=.."], r"recipe is '..' but must be a name of letters"),
         (["corpora.text=x"], r"corpora.text: the recipe has none; it has texts"),
+        (["folder='{text.x}'"], r"folder is \{text.x\} but must have no \{"),
+        (["folder=a,b"], r"folder is a,b but must have no ,"),
         (["let.order=[2]"], r"let.order: the recipe has none; it has orders"),
     ],
 )
@@ -417,6 +451,50 @@ def test_mistakes_of_the_command_line(write: Write, overrides: list[str], messag
     path = write(stages=stages)
     with pytest.raises(ConfigError, match=message):
         read_recipe(path, overrides)
+
+
+def test_options_of_sbatch_whose_names_are_numbers(write: Write) -> None:
+    recipe = read_recipe(write(resources={"text": {1: 2}}))
+    assert recipe.stages["text"].resources == {"1": "2"}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("evaluate M --data @text --beam-sise 5", "unrecognized arguments: --beam-sise 5"),
+        ("evalute M --data @text", "invalid choice: 'evalute'"),
+        ("lm nrgam @text/text.txt", "invalid choice: 'lm'"),
+        ("evaluate M --data @text --beam-size many", "argument --beam-size: invalid"),
+    ],
+)
+def test_a_mistyped_command_is_told_before_anything_is_made(
+    write: Write, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    last = {"run": f"w2v2dist {command} --output {{out}}", "each": {"seed": [1, 2]}}
+    assert run("--recipe", write(stages={"last": last})) == 2
+    said = capsys.readouterr().err
+    assert said.count("stages.last.run: ") == 1
+    assert message in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("folder", ["texts.txt", "texts.txt/below", "/dev/null", "link"])
+def test_a_folder_that_is_a_file(
+    write: Write, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    path = write()
+    Path("link").symlink_to("nowhere")
+    assert run("--recipe", path, f"folder={folder}") == 2
+    assert f"folder is {folder}, but {folder.split('/below')[0]} is no folder" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_report_before_the_first_stage_does_not_take_the_folder(write: Write) -> None:
+    path = write(stages={"again": None, "ngram": None})
+    assert main_status(["report", str(path)]) == 0
+    assert Path("runs/recipes/chain/report.html").exists()
+    assert run("--recipe", path) == 0
 
 
 def test_a_value_of_the_command_line_for_a_stage_of_it(write: Write) -> None:
@@ -461,10 +539,6 @@ def test_a_signal_leaves_nothing_under_a_final_name_and_the_command_goes_on(writ
     assert "text: interrupted; python launch/submit.py --local --recipe" in said
     assert names(read_recipe(path)) == {"text": "stopped"}
     assert not (folder / "text").exists()
-    Path("texts.txt").write_text("ONE TWO\n")
-    with pytest.raises(ConfigError, match="another version"):
-        prepare(read_recipe(path))
-    Path("texts.txt").write_text("\n".join(words_))
     assert run("--recipe", path) == 0
 
 
@@ -483,6 +557,52 @@ def test_corpora_that_are_not_there_are_named_together_before_anything_is_done(
     assert not Path("runs/recipes/chain/recipe.json").exists()
 
 
+def test_a_corpus_that_is_empty_is_named_as_one_that_is_not_there(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mount/point").mkdir(parents=True)
+    Path("texts.txt").write_text("")
+    more = {"other": {"run": "w2v2dist lm text {corpora.more} --output {out}"}}
+    assert run("--recipe", write(corpora={"texts": "texts.txt", "more": "mount"}, stages=more)) == 2
+    said = capsys.readouterr().err
+    assert "corpora.texts is texts.txt, which is empty, but text reads it: give its place" in said
+    assert "corpora.more is mount, which is empty, but other reads it: give its place" in said
+    assert not Path("runs").exists()
+
+
+def test_a_corpus_of_which_nothing_could_be_made_may_be_mended(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that is said to go on does so; what was made of a version still binds."""
+    more = {
+        "shards": {
+            "run": "python shards/build.py --input {corpora.audio} --workers 1 --output {out}"
+        },
+        "ngram": None,
+        "again": None,
+    }
+    path = write(corpora={"texts": "texts.txt", "audio": "audio"}, stages=more)
+    Path("audio").mkdir()
+    Path("audio/a.wav").write_text("the half of a download")
+    Path("texts.txt").write_text("\n\n")
+    assert run("--recipe", path) == 1
+    assert names(read_recipe(path)) == {"text": "failed", "shards": "failed"}
+    Path("texts.txt").write_text("ONE TWO THREE\n")
+    Path("audio/a.wav").unlink()
+    soundfile.write("audio/b.wav", talk(16_000, seed=1), 16_000)
+    capsys.readouterr()
+    assert run("--recipe", path) == 0
+    said = capsys.readouterr().out
+    assert "corpora.audio has changed since; nothing was made of it then" in said
+    assert "corpora.texts has changed since; nothing was made of it then" in said
+    kept = sorted(p.name for p in Path("runs/recipes/chain/replaced").iterdir())
+    assert [name.split("-2")[0] for name in kept] == ["shards", "text.part"]
+    soundfile.write("audio/c.wav", talk(16_000, seed=2), 16_000)
+    remedy = r"corpora.audio: audio then.*there given.shards=runs/recipes/chain/shards would keep"
+    with pytest.raises(ConfigError, match=remedy):
+        prepare(read_recipe(path))
+
+
 def test_a_folder_is_of_one_recipe_and_one_version_of_the_corpora(write: Write) -> None:
     stages = {"ngram": None, "again": None}
     assert run("--recipe", write(stages=stages)) == 0
@@ -494,6 +614,8 @@ def test_a_folder_is_of_one_recipe_and_one_version_of_the_corpora(write: Write) 
     with pytest.raises(ConfigError, match=r"another version of corpora.texts: texts.txt then"):
         prepare(read_recipe(write(stages=stages)))
     Path("texts.txt").unlink()  # of no use any more: its stage is done
+    prepare(read_recipe(write(stages=stages)))
+    Path("texts.txt").mkdir()  # where its disk was mounted
     prepare(read_recipe(write(stages=stages)))
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("x")
@@ -666,6 +788,16 @@ def test_without_sbatch_nothing_is_prepared(
     assert not read_recipe(recipe).folder.exists()
 
 
-def test_options_of_one_training_are_refused(write: Write) -> None:
+def test_options_of_one_training_are_refused(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--nodes", "4", "--recipe", str(write())]) == 2
     assert main(["--autotune", str(write())]) == 2
+    capsys.readouterr()
+    assert main(["--sweep", "--recipe", str(write())]) == 2
+    assert "--sweep is of a grid of one training" in capsys.readouterr().err
+
+
+def test_dry_run_checks_the_limit_of_time(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", "--time", "soon", "--recipe", str(write())]) == 2
+    assert "--time is 'soon' but must be" in capsys.readouterr().err

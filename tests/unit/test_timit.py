@@ -12,7 +12,7 @@ import soundfile
 
 from shards import timit
 from shards.recordings import Recording
-from shards.splits import parts
+from shards.splits import chosen, parts, placed
 from tests import speech
 from tests.unit.test_shards import labels, run
 from w2v2dist.data.alphabet import FOLD, PHONES, alphabet
@@ -165,3 +165,9 @@ def test_times_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     label = labels(tmp_path / "out")["dr1-fvmh0-sx20"]
     assert label["phones"] == "h# sh"
     assert "phone_spans" not in label
+
+
+def test_a_file_in_place_of_the_corpus(tmp_path: Path) -> None:
+    (tmp_path / "TIMIT.zip").touch()
+    with pytest.raises(ValueError, match=r"--split dev is of a folder, and .*TIMIT.zip is none"):
+        placed(chosen(["dev"], "timit")[0], [tmp_path / "TIMIT.zip"])

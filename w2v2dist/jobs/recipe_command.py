@@ -3,11 +3,11 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from w2v2dist.config import ConfigError
-from w2v2dist.jobs.cluster import ClusterConfig
+from w2v2dist.jobs.cluster import ClusterConfig, minutes_of
 from w2v2dist.jobs.recipe_jobs import RefusedError, check_sizes, submit_recipe
 from w2v2dist.jobs.recipe_local import run_recipe
 from w2v2dist.jobs.recipe_plan import lines
@@ -19,9 +19,14 @@ from w2v2dist.training.lock import InUseError
 POLL_S = 3.0
 
 
-def run(args: argparse.Namespace, read_cluster: Callable[[], ClusterConfig], again: str) -> int:
-    """The exit status of `launch/submit.py` for a recipe; `again` is the command that was given.
-    Raises ConfigError."""
+def run(
+    args: argparse.Namespace,
+    read_cluster: Callable[[], ClusterConfig],
+    again: str,
+    refused: Callable[[Sequence[str]], str],
+) -> int:
+    """The exit status of `launch/submit.py` for a recipe; `again` is the command that was given,
+    `refused` what w2v2dist says against the words of a command. Raises ConfigError."""
     if args.nodes != "1" or args.autotune:
         option = "--autotune" if args.autotune else "--nodes"
         raise ConfigError(
@@ -29,6 +34,7 @@ def run(args: argparse.Namespace, read_cluster: Callable[[], ClusterConfig], aga
             "nodes in it (stages.NAME.nodes=8), and --autotune takes the file of one of them"
         )
     recipe = read_recipe(Path(args.config), args.overrides)
+    _check_commands(recipe, refused)
     try:
         if args.local:
             return _here(recipe, args.processes, again)
@@ -41,6 +47,19 @@ def run(args: argparse.Namespace, read_cluster: Callable[[], ClusterConfig], aga
         return 1
 
 
+def _check_commands(recipe: Recipe, refused: Callable[[Sequence[str]], str]) -> None:
+    """A mistyped option of an evaluation is told now, not when the pre-training is done. Raises
+    ConfigError."""
+    problems = [
+        f"stages.{stage.group}.run: {said}"
+        for stage in recipe.stages.values()
+        for command in stage.commands
+        if command[0] == "w2v2dist" and (said := refused(command[1:]))
+    ]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
 def _here(recipe: Recipe, processes: int | None, again: str) -> int:
     from w2v2dist.jobs.local import processes_here
 
@@ -49,6 +68,7 @@ def _here(recipe: Recipe, processes: int | None, again: str) -> int:
 
 def _plan(recipe: Recipe, cluster: ClusterConfig) -> int:
     check_sizes(recipe, cluster)
+    minutes_of(cluster.time)
     found = states(recipe)
     print(*lines(recipe, cluster, found, check_corpora(recipe, found)), sep="\n")
     print(*announced(found), "nothing was submitted (--dry-run)", sep="\n")
@@ -56,7 +76,7 @@ def _plan(recipe: Recipe, cluster: ClusterConfig) -> int:
 
 
 def _submit(recipe: Recipe, cluster: ClusterConfig, args: argparse.Namespace, again: str) -> int:
-    from w2v2dist.jobs.cluster import check_sbatch, minutes_of
+    from w2v2dist.jobs.cluster import check_sbatch
 
     check_sbatch()
     jobs = submit_recipe(recipe, cluster, minutes_of(cluster.time), again)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -55,6 +56,10 @@ def build_recipe(path: Path, overrides: list[str]) -> Recipe:
     folder = (
         path if path.is_dir() else Path(str(path_of(read.folder or f"{FOLDERS}/{read.recipe}")))
     )
+    if bad := [sign for sign in "{}," if sign in str(folder)]:
+        raise ConfigError(
+            f"folder is {folder} but must have no {bad[0]}: commands use it as a sign"
+        )
     corpora = {name: path_of(value) for name, value in read.corpora.items()}
     given = {
         name: str(lasting_path(value)) for name, value in read.given.items() if value is not None
@@ -92,6 +97,7 @@ class Draft:
     commands: tuple[Argv, ...]
     settings: tuple[str, ...]  # key=value of a training
     globs: tuple[str, ...]
+    aside: tuple[str, ...] = ()  # that it needs, but for keys that change no number: of a probe
     what: Any  # that the stage does, as JSON has it
     reads: tuple[str, ...]  # corpora
 
@@ -128,6 +134,7 @@ def _draft(
         raise ConfigError(f"{where} must have either `train: CONFIG` or `run: COMMAND`")
     config: str | None = None
     settings: tuple[str, ...] = ()
+    counting: tuple[str, ...] = ()
     what: Any
     nodes = spelled(filled(entry.nodes, values, f"{where}.nodes"))
     if entry.train is not None:
@@ -136,6 +143,7 @@ def _draft(
         settings = tuple(f"{key}={_as_text(value)}" for key, value in set_.items())
         resolved = read_config(config, [*settings, f"run_dir={OUT}"])
         kind, what = str(resolved.task), _lasting(resolved)
+        counting = tuple(s for s in settings if _counts(s.partition("=")[0], resolved))
         commands = _training(config, settings, nodes)
     else:
         lines = entry.run if isinstance(entry.run, list) else [entry.run]
@@ -143,7 +151,6 @@ def _draft(
         kind, what = _kinds(commands, where), [canonical(command) for command in commands]
     raw = [*settings, *(word for command in commands for word in command)]
     cell = None if entry.cell is None else filled(entry.cell, values, f"{where}.cell")
-    hours = filled(entry.hours, values, f"{where}.hours")
     return Draft(
         stage=Stage(
             name=name,
@@ -153,15 +160,22 @@ def _draft(
             config=config,
             nodes=nodes,
             resources=_resources(read, kind, entry),
-            hours=None if hours is None else float(hours),
+            hours=_hours(filled(entry.hours, values, f"{where}.hours"), where),
             cell=None if cell is None else from_dict(Cell, cell, f"{where}.cell."),
         ),
         commands=commands,
         settings=settings,
+        aside=tuple({*references(iter(settings))} - {*references(iter(counting))}),
         globs=tuple(spelled(filled(need, values, f"{where}.needs")) for need in entry.needs),
         what=what,
         reads=tuple(dict.fromkeys(_corpora(raw, read, where))),
     )
+
+
+def _hours(value: Any, where: str) -> float | None:
+    if value is None or (isinstance(value, int | float) and 0 <= value < math.inf):
+        return None if value is None else float(value)
+    raise ConfigError(f"{where}.hours is {value!r} but must be a number, >= 0, or null")
 
 
 def _training(config: str, settings: tuple[str, ...], nodes: str) -> tuple[Argv, ...]:
@@ -176,7 +190,8 @@ def _resources(read: RecipeFile, kind: str, entry: StageFile) -> dict[str, Any]:
         raise ConfigError(
             f"resources.{kind} is {of_kind!r} but must be a mapping of sbatch options"
         )
-    found = {k.replace("_", "-"): spelled(v) for k, v in {**of_kind, **entry.resources}.items()}
+    both = {**of_kind, **entry.resources}
+    found = {spelled(k).replace("_", "-"): spelled(v) for k, v in both.items()}
     if bad := [text for item in found.items() for text in item if not text.isprintable()]:
         raise ConfigError(
             f"resources.{kind} has {bad[0]!r} but must be options of sbatch, a line each"
@@ -200,9 +215,13 @@ def _as_text(value: Any) -> str:
 
 def _lasting(config: Any) -> dict[str, Any]:
     """A configuration without what a resumed run may change, and where it is."""
+    return {k: v for k, v in flatten(to_dict(config)).items() if _counts(k, config)}
+
+
+def _counts(key: str, config: Any) -> bool:
+    """Whether another value makes another training."""
     may = {*changeable(type(config)), "run_dir"} - COUNT
-    flat = flatten(to_dict(config))
-    return {k: v for k, v in flat.items() if k not in may and k.split(".")[0] not in may}
+    return key not in may and key.split(".")[0] not in may
 
 
 def _kinds(commands: tuple[Argv, ...], where: str) -> str:
@@ -304,7 +323,7 @@ def _finished(drafts: dict[str, Draft], places: Places) -> dict[str, Stage]:
     out: dict[str, Stage] = {}
     prints: dict[str, str] = {name: given_print(path) for name, path in places.given.items()}
     for name, draft in drafts.items():
-        needs = {need: prints[need] for need in draft.needs}
+        needs = {need: prints[need] for need in draft.needs if need not in draft.aside}
         absent = [corpus for corpus in draft.reads if places.corpora[corpus] is None]
         said = [draft.what, needs, absent] if absent else [draft.what, needs]
         prints[name] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

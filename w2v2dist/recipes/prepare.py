@@ -1,6 +1,8 @@
 """Before a stage is handed out: are the corpora there, is the folder this recipe's, and what was
 made with other settings is moved aside."""
 
+import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ import yaml
 
 from w2v2dist import __version__
 from w2v2dist.config import ConfigError
-from w2v2dist.recipes.prints import corpus_print
+from w2v2dist.recipes.prints import corpus_print, is_empty
 from w2v2dist.recipes.recipe import DONE, IDENTITY, RESOLVED, Recipe, Stage, identity_of, read_json
 from w2v2dist.recipes.state import (
     State,
@@ -33,7 +35,7 @@ def _checked(recipe: Recipe) -> tuple[dict[str, State], dict[str, Any]]:
     """Where each stage is, and what the folder is of. Raises ConfigError."""
     found = states(recipe)
     missing = check_corpora(recipe, found)
-    identity = _identity(recipe)
+    identity = _identity(recipe, found)
     _check_queue(recipe, found)
     if missing:
         raise ConfigError("\n".join(missing))
@@ -47,9 +49,13 @@ def prepare(recipe: Recipe, command: str = "") -> dict[str, State]:
     found, identity = _checked(recipe)
     for line in announced(found):
         print(line, flush=True)
+    renewed = _renewed(recipe, identity)
+    for corpus in renewed:
+        print(f"corpora.{corpus} has changed since; nothing was made of it then", flush=True)
     for name, stage in recipe.stages.items():
-        if found[name].name in ("changed", "waiting", "blocked"):
-            _move_aside(recipe, stage)
+        stale = not renewed.isdisjoint(stage.reads) and not stage.is_training
+        if stale or found[name].name in ("changed", "waiting", "blocked"):
+            _move_aside(recipe, stage, stale=stale)
     recipe.folder.mkdir(parents=True, exist_ok=True)
     write_json(recipe.folder / IDENTITY, identity | ({"command": command} if command else {}))
     text = yaml.safe_dump(_plain(dict(recipe.written)), sort_keys=False, allow_unicode=True)
@@ -71,7 +77,7 @@ def _plain(value: Any) -> Any:
 
 def check_corpora(recipe: Recipe, found: Mapping[str, State]) -> list[str]:
     """A line for each corpus that a stage still has to read, and each given result, that is not
-    there."""
+    there, or is empty (a disk that is not mounted, a download that has not begun)."""
     readers: dict[str, list[str]] = {}
     for name, stage in recipe.stages.items():
         for corpus in stage.reads if found[name].name != "done" else ():
@@ -84,25 +90,33 @@ def check_corpora(recipe: Recipe, found: Mapping[str, State]) -> list[str]:
         if not Path(path).exists() and (path[:1] in "/.~" or path.count("/") != 1)
     ]
     return absent + [
-        f"corpora.{corpus} is {recipe.corpora[corpus] or 'null'}, which is not there, but "
+        f"corpora.{corpus} is {recipe.corpora[corpus] or 'null'}, which {wrong}, but "
         f"{names[0]} reads it: give its place with corpora.{corpus}=PATH"
         for corpus, names in readers.items()
-        if not (path := recipe.corpora[corpus]) or not Path(path).exists()
+        if (wrong := _wrong(recipe.corpora[corpus]))
     ]
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def _wrong(corpus: str | None) -> str:
+    """Why a stage cannot read a corpus; "" where it may."""
+    if not corpus or not Path(corpus).exists():
+        return "is not there"
+    try:
+        return "is empty" if is_empty(corpus) else ""
+    except OSError as error:
+        return f"cannot be read ({error})"
+
+
+def _identity(recipe: Recipe, found: Mapping[str, State]) -> dict[str, Any]:
     """What the folder is of, with the versions of the corpora. Raises ConfigError where it is of
     another recipe, or of others."""
     old = identity_of(recipe.folder)
+    first = next(p for p in (recipe.folder, *recipe.folder.parents) if os.path.lexists(p))
+    if not first.is_dir():  # also a link that leads nowhere
+        raise ConfigError(f"folder is {recipe.folder}, but {first} is no folder: use folder=DIR")
     if not old and recipe.folder.exists():
-        known = {
-            "lock",
-            "logs",
-            "jobs",
-            "emissions",
-            *recipe.stages,
-        }  # stages made by hand are fine
+        # Stages made by hand are fine, and who looks at a report first has it there
+        known = {"lock", "logs", "jobs", "emissions", "report.html", *recipe.stages}
         if strange := sorted(
             {p.name.removesuffix(".part") for p in recipe.folder.iterdir()} - known
         ):
@@ -115,35 +129,56 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             f"{recipe.folder} belongs to the recipe {old.get('recipe')!r} and cannot be used for "
             f"{recipe.name!r}: give this one another with folder=DIR"
         )
-    corpora: dict[str, Any] = dict(old.get("corpora", {}))
-    read = {corpus for stage in recipe.stages.values() for corpus in stage.reads}
-    for corpus, path in recipe.corpora.items():
-        if corpus not in read:
-            continue
-        if path is None:
-            now = None
-        elif Path(path).exists():
-            try:
-                now = corpus_print(path)
-            except OSError as error:
-                raise ConfigError(
-                    f"corpora.{corpus} is {path}, which cannot be read: {error}"
-                ) from None
-        else:
-            continue  # its shards are made, and it may be gone
-        before = corpora.get(corpus, {"print": now, "path": path})
-        if before["print"] != now:
-            raise ConfigError(
-                f"{recipe.folder} was made from another version of corpora.{corpus}: "
-                f"{before['path']} then, {path} now, and names, sizes or texts of files differ. "
-                "Nothing was touched: use the files of then, or folder=DIR for the new ones"
-            )
-        corpora[corpus] = {"print": now, "path": path}
     settings = [*recipe.overrides]
     if recipe.path == recipe.folder / RESOLVED:  # they come on top of those that are in it
         settings = [*old.get("settings", []), *settings]
     about = {"recipe": recipe.name, "version": __version__, "settings": settings}
-    return {**old, **about, "corpora": corpora}
+    return {**old, **about, "corpora": _versions(recipe, old.get("corpora", {}), found)}
+
+
+def _versions(
+    recipe: Recipe, before: Mapping[str, Any], found: Mapping[str, State]
+) -> dict[str, Any]:
+    """The versions of the corpora. Raises ConfigError for one of which another has been used."""
+    corpora: dict[str, Any] = dict(before)
+    read = {corpus for stage in recipe.stages.values() for corpus in stage.reads}
+    for corpus, path in recipe.corpora.items():
+        if corpus not in read:
+            continue
+        if path is not None and _wrong(path):
+            continue  # its shards are made, and it may be gone, or its disk not mounted
+        try:
+            now = None if path is None else corpus_print(path)
+        except OSError as error:
+            raise ConfigError(
+                f"corpora.{corpus} is {path}, which cannot be read: {error}"
+            ) from None
+        old = corpora.get(corpus, {"print": now, "path": path})
+        if old["print"] != now and (of_then := _made_of(recipe, corpus, found)):
+            raise ConfigError(
+                f"{recipe.folder} was made from another version of corpora.{corpus}: "
+                f"{old['path']} then, {path} now, and names, sizes or texts of files differ. "
+                "Nothing was touched: use the files of then, or folder=DIR for the new ones; "
+                f"there given.{of_then.name}={of_then} would keep what is made"
+            )
+        corpora[corpus] = {"print": now, "path": path}
+    return corpora
+
+
+def _made_of(recipe: Recipe, corpus: str, found: Mapping[str, State]) -> Path | None:
+    """A stage's folder with results of a corpus, or with a job that reads it; None where none has:
+    a version of which nothing could be made, such as half a download, binds nobody."""
+    named = f"{{corpora.{corpus}}}"
+    for pattern in (f"*/{DONE}", f"replaced/*/{DONE}"):
+        for file in sorted(recipe.folder.glob(pattern)):
+            if named in json.dumps(read_json(file).get("what")):
+                return file.parent
+    for name, stage in recipe.stages.items():
+        begun = stage.is_training and (stage.folder / "checkpoints").exists()
+        at_work = found[name].name in ("queued", "running", "unknown")
+        if corpus in stage.reads and (begun or at_work):
+            return stage.folder
+    return None
 
 
 def _check_queue(recipe: Recipe, found: Mapping[str, State]) -> None:
@@ -184,11 +219,22 @@ def _short(value: Any, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def _move_aside(recipe: Recipe, stage: Stage) -> None:
-    """Make room for a stage: what other settings made goes to replaced/; what these settings made
-    there, before they were changed and changed back, returns."""
+def _renewed(recipe: Recipe, identity: Mapping[str, Any]) -> set[str]:
+    """The corpora that had another version when the recipe was last given."""
+    old = identity_of(recipe.folder).get("corpora", {})
+    return {
+        corpus
+        for corpus, version in identity["corpora"].items()
+        if corpus in old and old[corpus]["print"] != version["print"]
+    }
+
+
+def _move_aside(recipe: Recipe, stage: Stage, *, stale: bool = False) -> None:
+    """Make room for a stage: what other settings made, or (`stale`) began of another version of a
+    corpus, goes to replaced/; what these settings made there, before they were changed and changed
+    back, returns."""
     task = read_json(task_path(recipe.folder, stage.name))
-    if task.get("fingerprint") != stage.fingerprint:
+    if stale or task.get("fingerprint") != stage.fingerprint:
         kept = recipe.folder / "replaced"
         stamp = time.strftime("%Y%m%d-%H%M%S")
         adopted = stage.is_training and not task and not stage.record()  # started by hand

@@ -26,10 +26,18 @@ def corpus_print(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_empty(path: str | Path) -> bool:
+    """Whether there is nothing to read: a folder without files, or a file without content. Raises
+    OSError."""
+    path = Path(path)
+    return next(_files(path), None) is None if path.is_dir() else path.stat().st_size == 0
+
+
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file under a folder, links to folders followed, with its name there, in order."""
+    """Every file under a folder, links to folders followed, with its name there, in order. Raises
+    OSError, also of a folder that may not be read: it is not the same as an empty one."""
     seen: set[str] = set()
-    for above, folders, names in os.walk(folder, followlinks=True):
+    for above, folders, names in os.walk(folder, onerror=_raised, followlinks=True):
         real = os.path.realpath(above)
         folders[:] = [] if real in seen else sorted(n for n in folders if not n.startswith("."))
         if real in seen:
@@ -39,6 +47,10 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             file = Path(above, name)
             if file.is_file():
                 yield os.path.relpath(file, folder), file
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _ends(file: Path, size: int) -> bytes:

@@ -132,6 +132,8 @@ def changes_of(stage: Stage, record: Mapping[str, Any]) -> dict[str, tuple[Any, 
 
 
 def _said(commands: Any) -> str:
+    if isinstance(commands, dict):
+        return f"a training ({commands.get('task')})"
     try:
         return " && ".join(" ".join(w for part in command for w in part) for command in commands)
     except TypeError:
