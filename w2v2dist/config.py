@@ -8,6 +8,7 @@ import json
 import os
 import re
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -63,7 +64,30 @@ class ConfigError(ValueError):
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML file, over the file that its `base:` key names by a path relative to it."""
-    path = Path(path)
+    contents = [content for _, content in layers(path)]
+    return functools.reduce(merge, reversed(contents))
+
+
+def layers(path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A YAML file, its base, the base of that, and so on: where they lie, and what is in them but
+    for the key `base`. Raises ConfigError."""
+    seen: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        if (place := following.resolve()) in seen:
+            files = " -> ".join(map(str, [*seen[seen.index(place) :], place]))
+            raise ConfigError(
+                f"configuration {path} has a file that is its own base ({files}): take the line "
+                "`base:` out of one of them"
+            )
+        seen.append(place)
+        content = _read_one(following)
+        base = content.pop("base", None)
+        yield place, content
+        following = None if base is None else following.parent / str(base)
+
+
+def _read_one(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
@@ -78,8 +102,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys to values")
-    base = content.pop("base", None)
-    return content if base is None else merge(read_yaml(path.parent / str(base)), content)
+    return content
 
 
 @functools.cache

@@ -142,6 +142,25 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
     assert message in capsys.readouterr().err
 
 
+def test_what_is_found_does_not_replace_what_it_was_read_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration that was found before, and one whose base it is, are tuned again: a file that
+    is its own base could not be read any more."""
+    before = tiny(tmp_path)
+    found = tmp_path / "run/autotune.yaml"
+    found.parent.mkdir()
+    found.write_text(text := f"base: {before}\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("base: run/autotune.yaml\n", encoding="utf-8")
+    for given in (found, tmp_path / "other.yaml"):
+        assert main(["--autotune", str(given)]) == 2
+        printed = capsys.readouterr().err
+        assert f"would be written over {found}, which the configuration is read from" in printed
+    assert main(["--autotune", str(before), "--output", str(before)]) == 2
+    assert "give another file with --output" in capsys.readouterr().err
+    assert found.read_text() == text
+
+
 def test_a_measurement_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     config, output = tiny(tmp_path), tmp_path / "logs" / "measured.json"
     arguments = [str(config), "--output", str(output)]
