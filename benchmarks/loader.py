@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.loader_needs import needs
 from benchmarks.loader_page import OURS, markdown
-from benchmarks.machine import machine, write_json
+from benchmarks.machine import machine, unwritable, write_json
 from benchmarks.speechlike import build_shards, write_recordings
 from w2v2dist.data.audio import decode, to_flac
 from w2v2dist.data.index import ShardIndex
@@ -300,8 +300,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     config = CONFIGS / f"{args.config}.yaml"
     if not config.is_file() or read_config(config, []).task != "pretrain":
         parser.error(f"--config {args.config} is no pre-training in {CONFIGS}: try base_ls960")
-    if args.json and args.json.is_dir():
-        parser.error(f"--json {args.json} is a folder: name a file in it")
+    if args.json and (why := unwritable(args.json)):
+        parser.error(f"--json {why}")
     return args
 
 

@@ -37,7 +37,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import ROOT, machine, peak_flops, write_json
+from benchmarks.machine import ROOT, machine, peak_flops, unwritable, write_json
 from benchmarks.step_engine import DTYPES, MATRIX, MODELS, count_flops, model_config
 from benchmarks.step_page import markdown
 
@@ -300,8 +300,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.malloc not in ("tuned", "default") and not Path(args.malloc).is_file():
         parser.error(f"--malloc {args.malloc} is neither tuned, default nor a file: name a library")
     args.malloc = _found(args.malloc)
-    if args.json and args.json.is_dir():
-        parser.error(f"--json {args.json} is a folder: name a file in it")
+    if args.json and (why := unwritable(args.json)):
+        parser.error(f"--json {why}")
     return args
 
 

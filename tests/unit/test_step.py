@@ -145,6 +145,8 @@ def test_a_step_has_the_samples_of_a_slot(model: str) -> None:
         (step, "--timeout nan", "--timeout above 0"),
         (step, "--json .", "is a folder"),
         (loader, "--json .", "is a folder"),
+        (loader, f"--json {__file__}/loader.json", "name a file in a folder of yours"),
+        (step, f"--json {__file__}/deep/step.json", "name a file in a folder of yours"),
         (loader, "--config nope", "is no pre-training"),
         (loader, "--config tiny_finetune", "is no pre-training"),
         (loader, "--latency -1", "must be at least 0"),
