@@ -31,7 +31,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_stages import STAGES, Kit
-from benchmarks.machine import ROOT, machine, unwritable, write_json
+from benchmarks.machine import ROOT, machine, write_json
+from w2v2dist.runtime.files import unwritable
 
 LIMIT_S = 480.0
 END = 3000  # characters of a failed stage's output that are kept

@@ -39,11 +39,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.loader_needs import needs
 from benchmarks.loader_page import OURS, markdown
-from benchmarks.machine import machine, unwritable, write_json
+from benchmarks.machine import machine, write_json
 from benchmarks.speechlike import build_shards, write_recordings
 from w2v2dist.data.audio import decode, to_flac
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import keep_big_blocks
+from w2v2dist.runtime.files import unwritable
 from w2v2dist.tasks.pretrain import pretrain_source
 from w2v2dist.tasks.train import read_config
 

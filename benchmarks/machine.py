@@ -79,16 +79,6 @@ def peak_flops(gpu: str | None) -> float | None:
     return next((1e12 * p for name, p in PEAKS.items() if gpu and name in gpu), None)
 
 
-def unwritable(path: Path) -> str:
-    """Why a file cannot be written there; "" where it can. It is asked before hours of work."""
-    if path.is_dir():
-        return f"{path} is a folder: name a file in it"
-    folder = next(p for p in path.absolute().parents if p.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return f"{path} cannot be written, because of {folder}: name a file in a folder of yours"
-    return ""
-
-
 def write_json(path: Path, content: Any) -> None:
     """All of it, or the file stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)

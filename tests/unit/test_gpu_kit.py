@@ -103,8 +103,8 @@ def test_a_rehearsal_is_no_result_and_replaces_none(
     [
         (["--limit", "0"], "--limit is 0 but must be above 0"),
         (["--limit", "nan"], "--limit is nan but must be above 0"),
-        (["--output", "file"], "file: name a file in a folder of yours"),
-        (["--output", "file/below"], "file: name a file in a folder of yours"),
+        (["--output", "file"], "file is no folder: name another place"),
+        (["--output", "file/below"], "file is no folder: name another place"),
         (["--input", "missing"], "--input missing does not exist: name a folder of recordings"),
     ],
 )

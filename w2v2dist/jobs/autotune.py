@@ -24,6 +24,7 @@ from w2v2dist.jobs.devices import GIB
 from w2v2dist.jobs.local import EXIT_TIMEOUT, last_line, run_local
 from w2v2dist.jobs.measure import EXIT_OUT_OF_MEMORY, available_memory, shape
 from w2v2dist.runtime.distributed import VirtualRanks, own_device
+from w2v2dist.runtime.files import unwritable
 from w2v2dist.runtime.logging import console
 from w2v2dist.tasks.train import read_config
 from w2v2dist.training.run_folder import has_saved
@@ -98,10 +99,10 @@ class _Search:
             raise ConfigError(
                 f"--autotune-minutes is {tuning.minutes:g} but must be above 0, and finite"
             )
-        if tuning.output is not None and tuning.output.is_dir():
-            raise ConfigError(f"--output is {tuning.output}, a folder, but must name a file")
         self.run_dir = Path(self.config.run_dir).absolute()
         self.output = tuning.output or self.run_dir / "autotune.yaml"
+        if why := unwritable(self.output):
+            raise ConfigError(f"--output: {why}")
         if self.output.resolve() in (place for place, _ in layers(tuning.config_path)):
             raise ConfigError(
                 f"what is found would be written over {self.output}, which the configuration is "
