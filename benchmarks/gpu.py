@@ -9,7 +9,8 @@ what it says OUTPUT/STAGE.log. A stage that has succeeded is skipped unless --ag
 that fails or outlasts its time is recorded with the end of its output, and the next one goes on.
 Where --again fails, the result stays, and the failure is OUTPUT/STAGE.failed.json.
 --tiny rehearses all of it on a CPU with the same code at tiny sizes; it replaces no real result,
-and is none. Nothing is downloaded. The exit status is 1 where a stage failed.
+and is none. Nothing is downloaded. The exit status is 1 where a stage failed, and 130 after Ctrl-C
+or TERM, which end the stage with all that it started.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_stages import STAGES, Kit
 from benchmarks.machine import ROOT, machine, write_json
+from w2v2dist.runtime.files import unwritable
 
 LIMIT_S = 480.0
 END = 3000  # characters of a failed stage's output that are kept
@@ -53,7 +56,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         parser.error(f"no stage is called {unknown[0]}: choose from {', '.join(STAGES)}")
     args.stages = args.stages or list(STAGES)
+    if not 0 < args.limit < math.inf:
+        parser.error(f"--limit is {args.limit:g} but must be above 0 seconds, and finite")
+    if why := unwritable(args.output / "machine.json"):
+        parser.error(f"--output: {why}")
+    if args.input and not args.input.exists():
+        parser.error(f"--input {args.input} does not exist: name a folder of recordings")
     args.output = args.output.resolve()
+    args.input = args.input and args.input.resolve()  # a stage works in another folder
     return args
 
 
@@ -139,9 +149,30 @@ def start_stage(args: argparse.Namespace, stage: str) -> str | None:
     return f"{reason}; {path} keeps the result before, {failure} has this" if kept else reason
 
 
+def interrupted(number: int, frame: object) -> None:
+    """On a signal: what ends a stage and what it started is the same as for Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 where a stage failed."""
+    """0; 1 where a stage failed, 130 where a signal ended it."""
     args = parse_args(arguments)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]  # nohup
+    try:
+        for number in heard:
+            signal.signal(number, interrupted)
+        return run(args)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what has no result", file=sys.stderr)
+        return 130
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def run(args: argparse.Namespace) -> int:
+    """All stages that were asked for, or the one of --stage."""
     args.output.mkdir(parents=True, exist_ok=True)
     if args.stage:
         return run_stage(args)

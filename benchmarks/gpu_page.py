@@ -62,7 +62,7 @@ def page(folder: Path) -> str:
     records = read(folder)
     if not records:
         raise ValueError(f"{folder} holds no result: run make gpu OUTPUT={folder} first")
-    return "\n".join([*heading(records), *missing(folder, records), *bodies(records)])
+    return "\n".join([*heading(records), *missing(folder, records), *bodies(folder, records)])
 
 
 def where(record: Record) -> str:
@@ -105,8 +105,8 @@ def missing(folder: Path, records: dict[str, Record]) -> Iterator[str]:
         yield table(["stage", "why", "what brings it"], rows) + "\n"
 
 
-def bodies(records: dict[str, Record]) -> Iterator[str]:
-    """A section for each stage that has a result."""
+def bodies(folder: Path, records: dict[str, Record]) -> Iterator[str]:
+    """A section for each stage that has a result. Raises ValueError where it is another's."""
     for stage, record in records.items():
         if record["status"] != "done":
             continue
@@ -115,8 +115,14 @@ def bodies(records: dict[str, Record]) -> Iterator[str]:
         yield from (f"- {note}" for note in record["notes"])
         if record["notes"]:
             yield ""
-        yield from BODIES[stage](record["result"])
-        yield ""
+        try:
+            lines = [*BODIES[stage](record["result"])]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            command = f"python benchmarks/gpu.py {stage} --output {folder} --again"
+            remedy = f"run the stage again: {command}"
+            path = folder / f"{stage}.json"
+            raise ValueError(f"{path} lacks what the page shows ({error!r}): {remedy}") from None
+        yield from [*lines, ""]
     if predicted := records.get("roofline"):
         yield from beside(predicted, records)
 

@@ -3,6 +3,7 @@ the reason; what is missing on the machine and does not stop it is a note."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -57,12 +58,19 @@ class Kit:
         print(f"note: {text}", flush=True)
         self.notes.append(text)
 
+    @property
+    def shards_folder(self) -> Path:
+        """Where they lie: other recordings are other shards."""
+        kind = "made-tiny" if self.tiny else "made"
+        if self.input:
+            kind = f"given-{hashlib.sha256(str(self.input).encode()).hexdigest()[:8]}"
+        return self.output / f"shards-{kind}"
+
     def shards(self) -> Path:
         """Shards of --input, or of made noise; built once for all stages."""
         from benchmarks.speechlike import build_shards, write_recordings
 
-        kind = "given" if self.input else "made-tiny" if self.tiny else "made"
-        folder = self.output / f"shards-{kind}"
+        folder = self.shards_folder
         if (folder / "index.json").exists():
             return folder
         with tempfile.TemporaryDirectory() as made:

@@ -44,6 +44,7 @@ from benchmarks.speechlike import build_shards, write_recordings
 from w2v2dist.data.audio import decode, to_flac
 from w2v2dist.data.index import ShardIndex
 from w2v2dist.data.loader import keep_big_blocks
+from w2v2dist.runtime.files import unwritable
 from w2v2dist.tasks.pretrain import pretrain_source
 from w2v2dist.tasks.train import read_config
 
@@ -300,8 +301,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     config = CONFIGS / f"{args.config}.yaml"
     if not config.is_file() or read_config(config, []).task != "pretrain":
         parser.error(f"--config {args.config} is no pre-training in {CONFIGS}: try base_ls960")
-    if args.json and args.json.is_dir():
-        parser.error(f"--json {args.json} is a folder: name a file in it")
+    if args.json and (why := unwritable(args.json)):
+        parser.error(f"--json {why}")
     return args
 
 

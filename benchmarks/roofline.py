@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from w2v2dist.jobs.devices import DEVICES, GIB, LINKS, Device, named
 from w2v2dist.jobs.roofline import Prediction, kernel_seconds, predict
@@ -22,6 +23,8 @@ from w2v2dist.jobs.scaling import scaled
 from w2v2dist.jobs.work import Config, work_of
 from w2v2dist.tasks.train import read_config
 
+ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ["configs/base_ls960.yaml", "configs/large_lv60k.yaml"]
 
 
@@ -155,10 +158,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--world-size is {args.world_size} but must be at least 1")
     if args.operators < 0:
         parser.error(f"--operators is {args.operators} but must not be negative")
-    paths = [text for text in args.arguments if "=" not in text] or CONFIGS
+    given = [text for text in args.arguments if "=" not in text]
     try:
-        for path in paths:
-            print(report(read_config(path, overrides), path, args))
+        for path in given or CONFIGS:
+            config = read_config(path if given else ROOT / path, overrides)
+            print(report(config, path, args))
     except OSError as error:
         why = error.strerror
         print(f"roofline.py: {path} cannot be read ({why}): name a YAML file", file=sys.stderr)

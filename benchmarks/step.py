@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import ROOT, machine, peak_flops, write_json
 from benchmarks.step_engine import DTYPES, MATRIX, MODELS, count_flops, model_config
 from benchmarks.step_page import markdown
+from w2v2dist.runtime.files import unwritable
 
 # Big blocks are kept by the process: without page faults at every step
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
@@ -297,11 +298,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--threads must be at least 0 and --timeout above 0")
     if (least := model_config(args.model).receptive_field) > args.samples:
         parser.error(f"--samples is {args.samples} but a frame needs {least}")
+    if args.precision == "fp16" and not torch.cuda.is_available():
+        parser.error("--precision fp16 is of GPUs, and torch finds none: pass fp32 or bf16")
     if args.malloc not in ("tuned", "default") and not Path(args.malloc).is_file():
         parser.error(f"--malloc {args.malloc} is neither tuned, default nor a file: name a library")
     args.malloc = _found(args.malloc)
-    if args.json and args.json.is_dir():
-        parser.error(f"--json {args.json} is a folder: name a file in it")
+    if args.json and (why := unwritable(args.json)):
+        parser.error(f"--json {why}")
     return args
 
 

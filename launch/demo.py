@@ -97,7 +97,10 @@ class Demo:
 
 def fast_precision() -> str:
     """bf16 where the GPU or the CPU multiplies in it; a CPU without is 100 times slower in it."""
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = cpu_has_bf16()
     return "bf16" if fast else "fp32"
 
 

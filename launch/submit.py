@@ -75,6 +75,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.config = args.recipe
     if args.config is None:
         parser.error("the following arguments are required: CONFIG, or --recipe FILE")
+    for name in ("autotune_minutes", "output"):
+        if getattr(args, name) is not None and not args.autotune:
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} is of --autotune, which is not given: leave it out")
     return args
 
 
@@ -105,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--sweep", action="store_true", help="CONFIG is a sweep: a run for each cell of its grid")
     add("--at-once", type=int, metavar="N", help="cells of a sweep (default: here 1, Slurm's all)")
-    add("--autotune-minutes", type=float, default=10.0, metavar="M", help="limit (default: 10)")
+    add("--autotune-minutes", type=float, metavar="M", help="limit (default: 10)")
     add("--output", type=Path, metavar="FILE", help="of --autotune (default: RUN/autotune.yaml)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine, submit nothing")
@@ -120,6 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     from w2v2dist.jobs import cluster as slurm
     from w2v2dist.recipes.recipe import is_recipe
     from w2v2dist.runtime.distributed import VirtualRanks
+    from w2v2dist.runtime.files import unwritable
     from w2v2dist.tasks.train import read_config  # late: --help need not wait for torch
 
     if args.sweep:
@@ -130,6 +135,8 @@ def _run(args: argparse.Namespace) -> int:
         return recipe_command.run(args, lambda: read_cluster(args), args.again, refused)
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()
+    if not args.dry_run and (why := unwritable(run_dir / "config.yaml")):
+        raise ConfigError(f"run_dir is {config.run_dir}: {why}")
     if args.autotune:
         return _autotune(args)
     if args.local:
@@ -254,7 +261,7 @@ def _autotune(args: argparse.Namespace) -> int:
             config_path=args.config,
             overrides=tuple(args.overrides),
             num_processes=args.processes,
-            minutes=args.autotune_minutes,
+            minutes=10.0 if args.autotune_minutes is None else args.autotune_minutes,
             output=args.output,
         )
     )

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -78,17 +79,28 @@ class ConfigError(ValueError):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML file, over the file that its `base:` key names by a path relative to it. Raises
-    ConfigError."""
-    path, read = Path(path), dict[str, dict[str, Any]]()
-    while (place := os.path.realpath(path)) not in read:
-        read[place] = _read_one(path)
-        base = read[place].pop("base", None)
-        if base is None:
-            return functools.reduce(merge, reversed(read.values()))
-        path = path.parent / str(base)
-    circle = " over ".join([*read, place][list(read).index(place) :])
-    raise ConfigError(f"configuration {path} is its own base: {circle}: name another, or none")
+    """Read one YAML file, over the file that its `base:` key names by a path relative to it."""
+    contents = [content for _, content in layers(path)]
+    return functools.reduce(merge, reversed(contents))
+
+
+def layers(path: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A YAML file, its base, the base of that, and so on: where they lie, and what is in them but
+    for the key `base`. Raises ConfigError."""
+    seen: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        if (place := Path(os.path.realpath(following))) in seen:
+            files = " -> ".join(map(str, [*seen[seen.index(place) :], place]))
+            raise ConfigError(
+                f"configuration {path} has a file that is its own base ({files}): take the line "
+                "`base:` out of one of them"
+            )
+        seen.append(place)
+        content = _read_one(following)
+        base = content.pop("base", None)
+        yield place, content
+        following = None if base is None else following.parent / str(base)
 
 
 def _read_one(path: Path) -> dict[str, Any]:

@@ -132,7 +132,9 @@ def test_the_random_batch_is_full_and_usable(task: str, tmp_path: Path) -> None:
         ([BASE, "--autotune-minutes", "0"], "--autotune-minutes is 0"),
         ([BASE, "--autotune-minutes", "nan"], "--autotune-minutes is nan but must be above 0"),
         ([BASE, "--autotune-minutes", "inf"], "--autotune-minutes is inf but must be above 0"),
-        ([BASE, "--output", str(ROOT)], "a folder, but must name a file"),
+        ([BASE, "--output", str(ROOT)], "is a folder: name a file in it"),
+        ([BASE, "--output", f"{__file__}/found.yaml"], "is no folder: name another place"),
+        ([BASE, f"run_dir={__file__}/run"], "is no folder: name another place"),
         ([BASE, "--processes", "0"], "--processes is 0 but this machine has"),
         ([BASE, "--processes", "10000"], "--processes is 10000 but this machine has"),
     ],
@@ -140,6 +142,37 @@ def test_the_random_batch_is_full_and_usable(task: str, tmp_path: Path) -> None:
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--autotune", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--output=found.yaml", "--autotune-minutes=3"])
+def test_options_of_a_search_without_one(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([option, BASE, "--dry-run"])
+    assert f"{option.split('=')[0]} is of --autotune, which is not given" in capsys.readouterr().err
+
+
+def test_a_run_folder_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--local", BASE, f"run_dir={__file__}/run"]) == 2
+    assert f"because {__file__} is no folder: name another place" in capsys.readouterr().err
+
+
+def test_what_is_found_does_not_replace_what_it_was_read_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration that was found before, and one whose base it is, are tuned again: a file that
+    is its own base could not be read any more."""
+    before = tiny(tmp_path)
+    found = tmp_path / "run/autotune.yaml"
+    found.parent.mkdir()
+    found.write_text(text := f"base: {before}\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("base: run/autotune.yaml\n", encoding="utf-8")
+    for given in (found, tmp_path / "other.yaml"):
+        assert main(["--autotune", str(given)]) == 2
+        printed = capsys.readouterr().err
+        assert f"would be written over {found}, which the configuration is read from" in printed
+    assert main(["--autotune", str(before), "--output", str(before)]) == 2
+    assert "give another file with --output" in capsys.readouterr().err
+    assert found.read_text() == text
 
 
 def test_a_measurement_that_takes_too_long_is_ended(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.gpu_page import BODIES, page
-from benchmarks.gpu_stages import STAGES
+from benchmarks.gpu_stages import STAGES, Kit
 from benchmarks.machine import ROOT
 
 
@@ -94,6 +96,74 @@ def test_a_rehearsal_is_no_result_and_replaces_none(
     assert gpu.main(["machine", "--tiny", "--again", "--output", str(tmp_path)]) == 1
     assert "give another --output" in capsys.readouterr().out
     assert path.read_text() == real
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0"], "--limit is 0 but must be above 0"),
+        (["--limit", "nan"], "--limit is nan but must be above 0"),
+        (["--output", "file"], "file is no folder: name another place"),
+        (["--output", "file/below"], "file is no folder: name another place"),
+        (["--input", "missing"], "--input missing does not exist: name a folder of recordings"),
+    ],
+)
+def test_options_that_would_fail_later_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        gpu.main(["machine", "--tiny", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_recordings_are_those_of_the_callers_folder_and_others_are_other_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {Kit(output=tmp_path, tiny=True).shards_folder}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        args = gpu.parse_args(["loader", "--input", name])
+        assert args.input == tmp_path / name  # a stage works in another folder
+        folders.add(Kit(output=tmp_path, tiny=True, input=args.input).shards_folder)
+    assert len(folders) == 3
+
+
+def test_a_signal_ends_the_stage_too(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    kit = subprocess.Popen(
+        [sys.executable, "benchmarks/gpu.py", "machine", "--tiny", "--output", out],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    children = Path(f"/proc/{kit.pid}/task/{kit.pid}/children")
+    while not (out / "machine.log").exists() or not (stage := children.read_text().strip()):
+        assert kit.poll() is None
+        time.sleep(0.05)
+    kit.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in kit.communicate(timeout=60)[1]
+    assert kit.returncode == 130
+    assert not any(Path(f"/proc/{number}").exists() for number in stage.split())
+    assert not (out / "machine.json").exists()
+
+
+def test_a_page_of_another_stages_record_is_refused(tmp_path: Path) -> None:
+    about = {"gpu": None, "date": "", "commit": "", "cpu": "", "cores": 1, "memory_gib": 1}
+    about |= {"torch": "", "python": ""}
+    record = {"status": "done", "tiny": True, "seconds": 1, "command": "", "notes": []}
+    record |= {"machine": about, "result": {"cores": 1}}
+    (tmp_path / "machine.json").write_text(json.dumps(record))
+    assert "| cores | 1 |" in page(tmp_path)
+    for stage in set(STAGES) - {"machine"}:
+        (tmp_path / f"{stage}.json").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=rf"{stage}\.json lacks .*: run the stage again"):
+            page(tmp_path)
+        (tmp_path / f"{stage}.json").unlink()
 
 
 @pytest.mark.slow

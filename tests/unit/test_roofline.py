@@ -314,7 +314,12 @@ def test_exchange_and_efficiency() -> None:
     assert fast[0].efficiency == slow[0].efficiency  # one node
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # its own configurations are found from everywhere
+    assert printed.main(["engine.zero_stage=9"]) == 2
+    assert "zero_stage is 9 but must be 0, 1, 2 or 3" in capsys.readouterr().err
     command = [TINY, "--gpu", "h100", "--operators", "3", "--scaling", "engine.precision=bf16"]
     assert printed.main(command) == 0
     text = capsys.readouterr().out

@@ -142,9 +142,15 @@ def test_a_step_has_the_samples_of_a_slot(model: str) -> None:
     [
         (step, "--rows 0", "must be at least 1"),
         (step, "--samples 0", "must be at least 1"),
+        pytest.param(
+            *(step, "--precision fp16", "fp16 is of GPUs, and torch finds none"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it is no mistake on a GPU"),
+        ),
         (step, "--timeout nan", "--timeout above 0"),
         (step, "--json .", "is a folder"),
         (loader, "--json .", "is a folder"),
+        (loader, f"--json {__file__}/loader.json", "is no folder: name another place"),
+        (step, f"--json {__file__}/deep/step.json", "is no folder: name another place"),
         (loader, "--config nope", "is no pre-training"),
         (loader, "--config tiny_finetune", "is no pre-training"),
         (loader, "--latency -1", "must be at least 0"),

@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from launch import demo
 from tests.training_parts import make_run
 from tests.training_parts import world as world  # the fixture
 from w2v2dist.config import ConfigError
@@ -27,7 +28,7 @@ from w2v2dist.runtime.preemption import PreemptionFlag
 from w2v2dist.tasks.pretrain import PretrainConfig
 from w2v2dist.training.bad_samples import BadSamples
 from w2v2dist.training.checkpointer import Checkpointer
-from w2v2dist.training.engine import EngineConfig, OptimizerConfig
+from w2v2dist.training.engine import Engine, EngineConfig, OptimizerConfig
 from w2v2dist.training.loop import Finished, Outcome, Preempted, fit
 from w2v2dist.training.metrics import Metrics
 from w2v2dist.training.schedules import LoopConfig
@@ -233,7 +234,44 @@ def test_a_full_gpu_names_the_keys_to_turn(
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as error:
         train(tmp_path, world)
     assert "model.activation_checkpointing=true" in error.value.__notes__[1]
-    assert "data.max_samples_per_slot" in error.value.__notes__[1]
+    assert error.value.__notes__[1].endswith("a smaller data.max_samples_per_slot")
+
+
+@pytest.mark.parametrize("where", ["a step", "a validation", "the engine"])
+def test_a_full_memory_names_them_wherever_it_fills(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What torch says of a CPU is no OutOfMemoryError."""
+    losses = InTurn.losses
+
+    def fill(*_: Any) -> Any:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    def in_turn(self: InTurn, engine: Any, batch: Batch, step: int, seed: int) -> Any:
+        full = (step > 0) == (where == "a step")
+        return fill() if full else losses(self, engine, batch, step, seed)
+
+    if where == "the engine":
+        monkeypatch.setattr("w2v2dist.training.loop.make_engines", fill)
+    else:
+        monkeypatch.setattr(InTurn, "losses", in_turn)
+    with pytest.raises(RuntimeError, match="allocate memory") as error:
+        train(tmp_path, world)
+    assert "model.activation_checkpointing=true" in error.value.__notes__[-1]
+
+
+def test_a_gpu_without_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would emulate it: slower than fp32, and nothing would say so."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: (
+        including_emulation
+    ))  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cuda"))
+    message = "precision is bf16, which Tesla V100 does not compute in .*: use fp16 or fp32"
+    with pytest.raises(ValueError, match=message):
+        Engine(nn.Linear(3, 2), EngineConfig(), OptimizerConfig(), 1, world)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert demo.fast_precision() == "fp32"
 
 
 def test_metrics_are_averages_since_the_last_record(tmp_path: Path, world: World) -> None:

@@ -17,20 +17,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from w2v2dist.config import ConfigError, flatten, merge, parse_overrides, to_dict
+from w2v2dist.config import ConfigError, flatten, layers, merge, parse_overrides, to_dict
 from w2v2dist.data.audio import SAMPLE_RATE
-from w2v2dist.jobs.candidates import (
-    GIB,
-    REMEDY,
-    Candidate,
-    Predicted,
-    all_candidates,
-    present,
-    prune,
-)
+from w2v2dist.jobs.candidates import REMEDY, Candidate, Predicted, all_candidates, present, prune
+from w2v2dist.jobs.devices import GIB
 from w2v2dist.jobs.local import EXIT_TIMEOUT, last_line, run_local
 from w2v2dist.jobs.measure import EXIT_OUT_OF_MEMORY, available_memory, shape
 from w2v2dist.runtime.distributed import VirtualRanks, own_device
+from w2v2dist.runtime.files import unwritable
 from w2v2dist.runtime.logging import console
 from w2v2dist.tasks.train import read_config
 from w2v2dist.training.run_folder import has_saved
@@ -105,13 +99,19 @@ class _Search:
             raise ConfigError(
                 f"--autotune-minutes is {tuning.minutes:g} but must be above 0, and finite"
             )
-        if tuning.output is not None and tuning.output.is_dir():
-            raise ConfigError(f"--output is {tuning.output}, a folder, but must name a file")
+        self.run_dir = Path(self.config.run_dir).absolute()
+        self.output = tuning.output or self.run_dir / "autotune.yaml"
+        if why := unwritable(self.output):
+            raise ConfigError(f"--output: {why}")
+        if self.output.resolve() in (place for place, _ in layers(tuning.config_path)):
+            raise ConfigError(
+                f"what is found would be written over {self.output}, which the configuration is "
+                "read from: give another file with --output"
+            )
         self.on_gpu = own_device(0).type == "cuda"
         default = torch.cuda.device_count() if self.on_gpu else 1
         self.num_processes = default if tuning.num_processes is None else tuning.num_processes
         self._check_processes()
-        self.run_dir = Path(self.config.run_dir).absolute()
         self.logs = self.run_dir / "logs" / "autotune"
         self.memory_bytes = SHARE * available_memory(self.on_gpu, self.num_processes)
         # Once there is a config.yaml, a batch of another cut is another run
@@ -296,9 +296,10 @@ class _Search:
         if interrupted:
             console.print("nothing was written: the search was not over", markup=False)
             return EXIT_INTERRUPTED
-        path = self.tuning.output or self.run_dir / "autotune.yaml"
-        self._write(path, found, faster)
-        console.print(f"{path} has them: give it to submit.py in place of CONFIG", markup=False)
+        self._write(self.output, found, faster)
+        console.print(
+            f"{self.output} has them: give it to submit.py in place of CONFIG", markup=False
+        )
         return 0
 
     def _gain(self, best: Candidate) -> float:

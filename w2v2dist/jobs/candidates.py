@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from w2v2dist.config import flatten, to_dict
+from w2v2dist.jobs.devices import GIB
 
 SPLITS = (1, 2, 4, 8)
 SURELY = 1.2  # a prediction so many times as large as what there is does not fit
 SLACK = 1.25  # what is predicted to take so many times as long as the best is not measured
-GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from w2v2dist.data.alphabet import alphabet
 from w2v2dist.data.batch import Rows
 from w2v2dist.data.batching import MicroBatch
 from w2v2dist.data.config import DataConfig
-from w2v2dist.runtime.distributed import VirtualRanks, World
+from w2v2dist.runtime.distributed import VirtualRanks, World, is_out_of_memory
 from w2v2dist.runtime.keyed import keyed_rng
 from w2v2dist.tasks.finetune import FinetuneCollate, FinetuneTask
 from w2v2dist.tasks.pretrain import PretrainCollate, PretrainTask
@@ -132,13 +132,6 @@ def available_memory(on_gpu: bool, num_processes: int) -> float:
     if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
         free = min(free, float(text) - float(used.read_text(encoding="utf-8")))
     return free / num_processes
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def main(argv: list[str] | None = None) -> int:

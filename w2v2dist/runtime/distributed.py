@@ -160,6 +160,13 @@ def prepared(device: torch.device) -> torch.device:
     return device
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 def interface_to(host: str) -> str | None:
     """The network interface of this machine that reaches `host` over IPv4; None for itself by a
     loopback address, or where it cannot be told."""

@@ -1,4 +1,4 @@
-"""Text files that appear under their names whole or not at all."""
+"""Text files that appear under their names whole or not at all, and whether they can."""
 
 import os
 from pathlib import Path
@@ -13,3 +13,15 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path) -> str:
+    """Why a file cannot be written there; "" where it can. It is asked before hours of work."""
+    if path.is_dir():
+        return f"{path} is a folder: name a file in it"
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if not folder.is_dir():
+        return f"{path} cannot be written, because {folder} is no folder: name another place"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{path} cannot be written: you have no right to write to {folder}, or nobody can"
+    return ""

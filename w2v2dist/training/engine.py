@@ -80,6 +80,11 @@ class Adam(torch.optim.AdamW):
         return super().step(closure)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a GPU has bf16 of its own, and does not emulate it; a CPU computes in it anyhow."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class Engine:
     """Forward, backward and update of one model; a step is `num_rounds` backward passes."""
 
@@ -101,6 +106,12 @@ class Engine:
         if config.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
             rule = "engine.precision is fp16, which DeepSpeed runs on GPUs only"
             raise ValueError(f"{rule}: use fp32 or bf16 on a CPU")
+        if config.precision == "bf16" and not has_bf16(world.device):
+            name = torch.cuda.get_device_name(world.device)
+            raise ValueError(
+                f"engine.precision is bf16, which {name} does not compute in (torch would emulate "
+                "it, slowly): use fp16 or fp32, or a GPU from Ampere (A100) on"
+            )
         self.config, self.world = config, world
         narrow = config.precision != "fp32"
         weights = {n: p.detach().cpu() for n, p in model.named_parameters()} if narrow else {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from w2v2dist.config import ConfigError, flatten, to_dict
-from w2v2dist.runtime.distributed import VirtualRanks, World
+from w2v2dist.runtime.distributed import VirtualRanks, World, is_out_of_memory
 from w2v2dist.runtime.keyed import keyed_seed
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.runtime.preemption import SIGNALS, PreemptionFlag
@@ -18,7 +18,7 @@ from w2v2dist.training.bad_samples import BadSamples
 from w2v2dist.training.checkpointer import Checkpointer, Part
 from w2v2dist.training.config import TrainingConfig
 from w2v2dist.training.metrics import Metrics
-from w2v2dist.training.plain_engine import AnyEngine, make_engines
+from w2v2dist.training.plain_engine import AnyEngine, PlainEngineConfig, make_engines
 from w2v2dist.training.probing import Probe, Probing
 from w2v2dist.training.rollbacks import Rollback, Rollbacks
 from w2v2dist.training.run_folder import Run, log_batch, opened
@@ -40,10 +40,10 @@ class Preempted:
 
 Outcome = Finished | Preempted
 OUT_OF_MEMORY = (
-    "a GPU's memory is full: continue the run with model.activation_checkpointing=true or a higher "
+    "the memory is full: continue the run with model.activation_checkpointing=true or a higher "
     "engine.zero_stage, which changes no result, or begin another with a smaller "
-    "data.max_samples_per_slot"
 )
+SIZES = ("max_samples_per_slot", "max_tokens_per_slot", "batch_size")  # of data: a micro-batch's
 
 
 class _Training:
@@ -84,7 +84,10 @@ def fit(
         torch.set_num_threads(config.loop.num_threads)
     source = task.source()
     _check(source, world)
-    with opened(config, source.fingerprint, task.records, world) as run:
+    with (
+        opened(config, source.fingerprint, task.records, world) as run,
+        _remedy_of_a_full_memory(config),
+    ):
         training = _Training(run, task, source, flag, probe)
         with contextlib.closing(training.checkpointer):
             while isinstance(ended := _train(training), dict):  # go on from where it leads to
@@ -92,6 +95,21 @@ def fit(
                 training.rollbacks.append(ended)
                 run.logger.event("rollback", step=ended["from"], **ended)
     return ended
+
+
+@contextlib.contextmanager
+def _remedy_of_a_full_memory(config: TrainingConfig) -> Iterator[None]:
+    """Wherever it fills: engines that are made, steps, validations, probes."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            smaller = next(f"data.{name}" for name in SIZES if hasattr(config.data, name))
+            if isinstance(config.engine, PlainEngineConfig):  # which has no other way
+                error.add_note(f"the memory is full: begin another run with a smaller {smaller}")
+            else:
+                error.add_note(OUT_OF_MEMORY + smaller)
+        raise
 
 
 def _check(source: Source, world: World) -> None:
@@ -226,8 +244,6 @@ def _update(
                 f"at step {step}, slot {batch.slot}: `w2v2dist batches {t.run.config.run_dir}/"
                 f"config.yaml --step {step} --slot {batch.slot}` shows what it used"
             )
-            if isinstance(error, torch.OutOfMemoryError):
-                error.add_note(OUT_OF_MEMORY)
             raise
         t.metrics.add(sums, weight)
     assert norm is not None
