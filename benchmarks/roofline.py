@@ -24,7 +24,6 @@ from w2v2dist.jobs.work import Config, work_of
 from w2v2dist.tasks.train import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ["configs/base_ls960.yaml", "configs/large_lv60k.yaml"]
 
 
