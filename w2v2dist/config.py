@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import functools
 import json
 import os
@@ -111,6 +112,8 @@ def _read_one(path: Path) -> dict[str, Any]:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"configuration {path} does not exist{hint}") from None
     except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            raise  # the place may be right
         reason = f"cannot be read ({error.strerror})"
         raise ConfigError(f"configuration {path} {reason}: name a YAML file") from None
     except (yaml.YAMLError, ValueError) as error:  # also of bytes that are no text
