@@ -270,6 +270,20 @@ def test_kept_emissions_that_are_damaged_are_named(model: Path, few: Path, tmp_p
         evaluate(settings(model, few, tmp_path / "b"))
 
 
+def test_a_lexicon_of_other_words_than_the_models_is_refused(
+    model: Path, few: Path, arpa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_text("one\tO N E |\ntwo\tT W O |\n")
+    command = ["evaluate", str(model), "--data", str(few), "--lm", str(arpa), "--workers", "1"]
+    command += ["--beam-size", "5", "--output", str(tmp_path / "e"), "--lexicon", str(lexicon)]
+    assert main(command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"knows none of the words of --lexicon {lexicon} ('one', 'two' …) but others (" in said
+    lexicon.write_text("ONE\tO N E |\ntwo\tT W O |\n")
+    assert main(command) == 0, "some may be missing"
+
+
 def test_a_lexicons_words_are_written(model: Path, few: Path, tmp_path: Path) -> None:
     """In lower case: the language model reads them so, also the second one; references do not."""
     arpa = write_arpa(tmp_path / "lower.arpa", ["one two", "two three one"])
@@ -332,6 +346,7 @@ def test_a_broken_model_is_named(model: Path, few: Path, tmp_path: Path) -> None
         (["--tune", "DATA"], "name one with --lm"),
         (["--decoder", "beam", "--tune", "DATA"], "name one with --lm"),
         (["--lm", "LM", "--tune", "DATA", "--trials", "0"], "--trials is 0 but must be at least"),
+        (["--output", "FILE"], "is no folder: name another place"),
         (["--lm", "LM", "--trials", "3"], "--trials 3 is of --tune, which is not there"),
         (["--lm", "LM", "--tune", "DATA", "--lm-weight", "9"], "--lm-weight is 9, but --tune"),
         (["--lm-weight", "2"], "--lm-weight is of a search, but nothing is searched"),
@@ -350,7 +365,12 @@ def test_mistakes(
     arguments: list[str],
     message: str,
 ) -> None:
-    names = {"LM": str(arpa), "DATA": str(few), "NONE": str(tmp_path / "NONE")}
+    names = {
+        "LM": str(arpa),
+        "DATA": str(few),
+        "NONE": str(tmp_path / "NONE"),
+        "FILE": f"{arpa}/below",
+    }
     given = [names.get(a, a) for a in arguments]
     command = ["evaluate", str(model), "--data", str(few), "--output", str(tmp_path / "e")]
     assert main([*command, *given]) == 2

@@ -206,6 +206,51 @@ def test_decode_writes_an_evaluation(run: Path, capsys: pytest.CaptureFixture[st
     assert searched["asked"]["beam"]["beam_size"] == 20
 
 
+def test_other_readings_stay(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["decode", f"{run}/run", "--stride", "2"]
+    first, second = (run / f"run/decoded/valid-greedy-stride2{end}" for end in ("", "-2"))
+    assert said(capsys, *command)[0] == 0
+    before = (first / "hypotheses.jsonl").read_bytes()
+    assert f"(see {second})" in said(capsys, *command, "--silence-weight", "1000")[1]
+    assert (first / "hypotheses.jsonl").read_bytes() == before
+    assert f"(see {first})" in said(capsys, *command)[1], "the same again is the same"
+    assert not (run / "run/decoded/valid-greedy-stride2-3").exists()
+
+
+def test_what_cannot_be_is_said_before_anything_is_read(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("w2v2dist.decode.decoders.NgramBeam", None)
+    monkeypatch.setattr("w2v2dist.unsupervised.decode.emissions", None)
+    (tmp_path / "file").touch()
+    for output in ("file", "file/below"):
+        status, out = said(capsys, "decode", f"{run}/run", "--output", f"{tmp_path}/{output}")
+        assert status == 2
+        assert "--output: " in out
+        assert "is no folder: name another place" in out
+    label = ["label", f"{run}/run", "--shards", str(shards), "--output", f"{tmp_path}/out"]
+    status, out = said(capsys, *label)
+    assert status == 2
+    assert "give the shards that the features were made of" in out
+    status, out = said(capsys, *label, "--units", "words")
+    assert status == 2
+    assert "without --lm and --lexicon are no words of a lexicon" in out
+    assert not (tmp_path / "out").exists()
+    status, out = said(capsys, "decode", f"{run}/run", "--lm", f"{run}/text")
+    assert f"is a text of phones: give its n-gram, {run}/text/4gram.arpa" in out
+
+
+def test_damaged_readings_are_named(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("hypotheses.jsonl", "{}\n"), ("evaluation.json", "[]")):
+        folder = readings(tmp_path / name, ShardIndex.load(shards))
+        (folder / name).write_text(text)
+        given = ["label", str(folder), "--shards", str(shards), "--output", f"{tmp_path}/out"]
+        status, out = said(capsys, *given)
+        assert (status, f"what was read in {folder} is damaged" in out) == (2, True), out
+
+
 def test_weights_are_found_without_labels(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_features(run / "development", 7, 6, labels=False)
     lm = ["--lm", str(PhoneText(run / "text").lm_path(False)), "--workers", "1"]

@@ -144,6 +144,9 @@ def test_sentences_in_another_language_are_left_out(
         more = ["--lexicon", f"{tmp_path}/lexicon.txt", "--only-language", code]
         assert main([*given, *more]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+    for option in (["--only-language", "en"], ["--no-stress"], ["--case", "upper"]):
+        assert main([*given, "--phones", *option]) == 2
+        assert f"{option[0]} is of words, but --phones has none" in capsys.readouterr().err
     assert main([*given, "--phones", "--only-language", "en"]) == 2
     assert "--phones has none" in capsys.readouterr().err
 
@@ -282,7 +285,7 @@ def test_texts_that_cannot_be(tmp_path: Path, text: str, options: tuple[str, ...
 
 
 def test_phones_that_are_marks(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the phone '<SIL>' is there twice"):
+    with pytest.raises(ValueError, match="the text of --phones has <SIL> among its phones, which"):
         made(tmp_path, "a <SIL> b\n", "--phones", lexicon=None)
 
 
@@ -317,7 +320,8 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None
     made(tmp_path, SENTENCES)
     assert text.lm_path(False).read_bytes() == before
     assert (tmp_path / "out/ids.npy").stat().st_mtime_ns == stamp, "only what was missing is made"
-    with pytest.raises(ValueError, match="made otherwise"):
+    message = r"made otherwise \(silence is 0.25 there and 0.5 now\): remove it"
+    with pytest.raises(ValueError, match=message):
         made(tmp_path, SENTENCES, "--silence", "0.5")
     with pytest.raises(ValueError, match="made otherwise"):
         made(tmp_path, SENTENCES + "the cat\n")

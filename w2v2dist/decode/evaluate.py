@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import itertools
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,14 @@ from w2v2dist.decode.decoders import Decoder, identity, make_decoder
 from w2v2dist.decode.emissions import Emissions, is_kept
 from w2v2dist.decode.evaluated import Evaluated, Evaluation
 from w2v2dist.decode.readings import reading
-from w2v2dist.decode.results import Line, asked_of, compare_folders, is_evaluation, score, write
+from w2v2dist.decode.results import (
+    Line,
+    compare_folders,
+    is_evaluation,
+    own_folder,
+    score,
+    write,
+)
 from w2v2dist.decode.scoring import Unit
 from w2v2dist.decode.tune import beside_the_paper, tune
 from w2v2dist.interop.open import is_run, model_arguments
@@ -84,12 +90,7 @@ def _folder(settings: Evaluation, of: Evaluated, asked: dict[str, Any]) -> Path:
     names = "+".join(Path(name).resolve().name for name in data.split(","))
     parts = [names, searched if decoding.decoder == "beam" else decoding.decoder]
     parts += [Path(lm).resolve().name for lm in (decoding.lm, decoding.rescore_lm) if lm]
-    base = "-".join(parts)
-    for number in itertools.count(1):
-        folder = run / "evaluations" / (base if number == 1 else f"{base}-{number}")
-        if not is_evaluation(folder) or asked_of(folder) == asked:
-            return folder
-    raise AssertionError
+    return own_folder(run / "evaluations", "-".join(parts), asked)
 
 
 def _tuned(

@@ -13,6 +13,7 @@ from w2v2dist.decode.emissions import Emissions, is_kept, kept_emissions
 from w2v2dist.decode.tune import NUM_TRIALS
 from w2v2dist.interop.open import OpenedModel, open_model
 from w2v2dist.runtime.distributed import World
+from w2v2dist.runtime.files import unwritable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.tune is not None:
             self.decoding.check_tunable()
+        if self.output and (why := unwritable(Path(self.output) / "evaluation.json")):
+            raise ConfigError(f"--output: {why}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

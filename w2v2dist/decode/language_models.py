@@ -61,8 +61,9 @@ def open_lm(
                 "with --lexicon (`w2v2dist lm text` makes one), or --lexicon none where it is over "
                 "the alphabet's own tokens"
             )
-        words = [*arpa_words(path)] if lexicon is None else []
+        words = [*arpa_words(path)] if kind == "arpa" else []
         spelled = _lexicon(words, alphabet, lexicon)
+        _check_known(spelled, words, lexicon, name)
         return LanguageModel(name=name, lexicon=spelled, path=path, notes=_said(spelled))
     opened = open_language_model(name, trust_pickle=trust_pickle)
     words = [*opened.vocabulary.symbols]
@@ -74,6 +75,8 @@ def open_lm(
             "--lexicon out, or give a language model of the alphabet's tokens"
         )
     spelled = _lexicon(words, alphabet, lexicon)
+    if opened.vocabulary.units == "words":
+        _check_known(spelled, words, lexicon, name)
     return LanguageModel(
         name=name,
         lexicon=spelled,
@@ -114,6 +117,23 @@ def _lexicon(words: list[str], alphabet: Alphabet, given: str | None) -> Lexicon
     if {*words}.difference(MARKS) <= {*token_names(alphabet)}:
         return None
     return Lexicon.from_words(words, alphabet)
+
+
+def _check_known(lexicon: Lexicon | None, words: list[str], given: str | None, name: str) -> None:
+    """Raise ConfigError where a language model knows none of the words of a lexicon that was given:
+    the search would find no word likely."""
+    if (
+        given is None
+        or lexicon is None
+        or not words
+        or not lexicon.spellings.keys().isdisjoint(words)
+    ):
+        return
+    here, there = (", ".join(map(repr, [*some][:3])) for some in (lexicon.spellings, words))
+    raise ConfigError(
+        f"{name} knows none of the words of --lexicon {given} ({here} …) but others ({there} …): "
+        "give a language model of these words, in the same case (--lexicon none: over tokens)"
+    )
 
 
 def _read(name: str, alphabet: Alphabet) -> Lexicon:

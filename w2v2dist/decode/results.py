@@ -1,5 +1,6 @@
 """The folder of an evaluation: what was read, how it was scored, and where it went wrong."""
 
+import itertools
 import json
 import os
 import shutil
@@ -144,6 +145,16 @@ def is_evaluation(folder: Path) -> bool:
 def asked_of(folder: Path) -> Any:
     """The settings of an evaluation; None of one that does not say."""
     return json.loads((folder / "evaluation.json").read_bytes()).get("asked")
+
+
+def own_folder(parent: Path, name: str, asked: Any) -> Path:
+    """The folder of that name for an evaluation of these settings: with a number where one of
+    something else has it already."""
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        if not is_evaluation(folder) or asked_of(folder) == asked:
+            return folder
+    raise AssertionError
 
 
 def compare_folders(first: Path, second: Path) -> tuple[Comparison, int]:

@@ -5,7 +5,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,23 @@ from w2v2dist.decode.beam_config import Hypothesis
 from w2v2dist.decode.decoders import DecodingConfig, identity, make_decoder
 from w2v2dist.decode.emissions import Emission
 from w2v2dist.decode.language_models import NO_LEXICON
-from w2v2dist.decode.results import Line, score, write
+from w2v2dist.decode.results import Line, own_folder, score, write
 from w2v2dist.lm.arpa import MARKS, arpa_words, sniff
+from w2v2dist.runtime.files import unwritable
 from w2v2dist.runtime.logging import console
 from w2v2dist.unsupervised.feature_store import FeatureStore
-from w2v2dist.unsupervised.phone_text import META, SILENCE, SPECIAL, PhoneText, strange_labels
+from w2v2dist.unsupervised.phone_text import (
+    DICTIONARY,
+    META,
+    SILENCE,
+    SPECIAL,
+    PhoneText,
+    strange_labels,
+)
 from w2v2dist.unsupervised.trained import Trained, open_trained
 from w2v2dist.unsupervised.tune import Judge, Search, tune
 
+NGRAM = "4gram.arpa"
 PAIRED = (
     "{} holds pairs of segments; a search reads version 1 better in segments before they are "
     "paired: `w2v2dist unsupervised audio --segments` keeps them"
@@ -112,16 +121,23 @@ def _line(store: FeatureStore, key: str, best: Hypothesis, letters: Alphabet) ->
 
 def _check_lm(search: DecodingConfig, symbols: list[str]) -> None:
     """Raise ConfigError where an n-gram of phones is of other phones than the run's."""
-    if search.lm is None or search.lexicon not in (None, NO_LEXICON):
+    if search.lm is None:
         return
     path = Path(search.lm)
-    if not path.is_file() or path.suffix in (".pt", ".pth") or sniff(path) != "arpa":
+    if (path / DICTIONARY).is_file():
+        raise ConfigError(f"--lm {path} is a text of phones: give its n-gram, {path / NGRAM}")
+    if (
+        search.lexicon not in (None, NO_LEXICON)
+        or not path.is_file()
+        or path.suffix in (".pt", ".pth")
+        or sniff(path) != "arpa"
+    ):
         return
     words, own = {*arpa_words(path)}.difference(MARKS), {*symbols[len(SPECIAL) : -1]}
     if SILENCE in words:
         raise ConfigError(
             f"{path} has {SILENCE}, which a search has as a blank between phones: give the n-gram "
-            "without it (4gram.arpa of `w2v2dist unsupervised text`)"
+            f"without it ({NGRAM} of `w2v2dist unsupervised text`)"
         )
     if strange := sorted(words - own):
         raise ConfigError(
@@ -163,14 +179,27 @@ class Read:
         parts += [self.store.folder.resolve().name, search.decoder, f"stride{self.decoding.stride}"]
         return "-".join([*parts, *[Path(n).name for n in (search.lm, search.lexicon) if n]])
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What it is known by."""
+        known: dict[str, Any] = {"model": str(self.trained.folder), "data": self.store.fingerprint}
+        known |= {"stride": self.decoding.stride, "silence_weight": self.decoding.silence_weight}
+        if self.decoding.search.decoder != "greedy":
+            known["beam"] = asdict(self.decoding.search.beam)
+        return known | identity(self.decoding.search)
+
+    def folder_in(self, run: str) -> Path:
+        """Where a run keeps it: other readings stay."""
+        return own_folder(Path(run) / "decoded", self.name, self.asked)
+
 
 def _stage(store: FeatureStore) -> str | None:
     """What its frames are of version 1: pairs, segments."""
     return store.made_by.get("stage")
 
 
-def read_by(args: argparse.Namespace) -> Read:
-    """Decode as the arguments say. Raises ConfigError."""
+def read_by(args: argparse.Namespace, check: Callable[[FeatureStore], None] | None = None) -> Read:
+    """Decode as the arguments say what passes the check. Raises ConfigError."""
     trials = num_trials(args)
     symbols = PhoneText(args.text).symbols if args.text else None
     trained = open_trained(Path(args.run), symbols)
@@ -181,6 +210,8 @@ def read_by(args: argparse.Namespace) -> Read:
     if not given:
         raise ConfigError("the run has no data.valid: give features with --data STORE")
     store = FeatureStore(given)
+    if check is not None:
+        check(store)
     stride = trained.config.model.generator.stride if args.stride is None else args.stride
     search = dataclasses.replace(decoding_from(args), num_best=1)
     decoding = Decoding(search=search, stride=stride, silence_weight=_silence_weight(args))
@@ -244,18 +275,13 @@ def write_read(read: Read, folder: Path) -> dict[str, Any]:
     """Write what was read as evaluations are written; the scores are of utterances with labels."""
     labelled = [line for line in read.lines if line.reference]
     result = score(labelled, alphabet_of(read.trained.symbols)) if labelled else {}
-    decoding = read.decoding
-    asked: dict[str, Any] = {"model": str(read.trained.folder), "data": read.store.fingerprint}
-    asked |= {"stride": decoding.stride, "silence_weight": decoding.silence_weight}
-    if decoding.search.decoder != "greedy":
-        asked["beam"] = asdict(decoding.search.beam)
     about = {
         "checkpoint": str(read.trained.folder),
         "data": str(read.store.folder),
         **result,
         "num_utterances": len(read.lines),
         "num_empty": sum(not line.hypothesis for line in read.lines),
-        "asked": {**asked, **identity(decoding.search)},
+        "asked": read.asked,
     }
     write(folder, read.lines, [], about, "word")
     return about
@@ -282,8 +308,10 @@ def run(args: argparse.Namespace) -> None:
         --tune features/dev
       w2v2dist unsupervised decode runs/unsupervised/v2 --lm words.arpa --lexicon text/lexicon.txt
     """
+    if args.output and (why := unwritable(args.output / "evaluation.json")):
+        raise ConfigError(f"--output: {why}")
     read = read_by(args)
-    folder = args.output or Path(args.run) / "decoded" / read.name
+    folder = args.output or read.folder_in(args.run)
     about = write_read(read, folder)
     if strange := strange_labels(read.store.labels.values(), read.trained.symbols):
         console.print(f"note: {read.store.folder}: {strange}", style="yellow", markup=False)

@@ -3,7 +3,7 @@ training with CTC (self-training)."""
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from w2v2dist.data.reader import ShardReader
 from w2v2dist.data.source import open_index
 from w2v2dist.decode.beam_config import WEIGHTS
 from w2v2dist.decode.results import is_evaluation
+from w2v2dist.runtime.files import unwritable
 from w2v2dist.runtime.logging import console, read_jsonl
 from w2v2dist.unsupervised.decode import read_arguments, read_by, write_read
 from w2v2dist.unsupervised.kaldi import write_kaldi
@@ -30,6 +31,10 @@ HOW = (
     *("data", "text", "stride", "silence_weight", "tune", "trials"),
     *("decoder", "lm", "lexicon", "rescore_lm", "weights", *WEIGHTS),
     *("beam_size", "beam_size_token", "beam_threshold"),
+)
+NO_WORDS = (
+    "what is read {} are no words of a lexicon: decode with --lm of words and --lexicon, or take "
+    "--units phones"
 )
 
 
@@ -75,10 +80,10 @@ def run(args: argparse.Namespace) -> None:
     index = open_index(args.shards, "--shards")
     if (args.output / "index.json").exists():
         raise ConfigError(f"{args.output} has shards already: remove it or choose another --output")
-    made(args.output, "--output")  # before what may take hours
-    if args.kaldi:
-        made(args.kaldi, "--kaldi")
-    said, units = _said(args)
+    for option, folder in (("--output", args.output), ("--kaldi", args.kaldi)):
+        if folder and (why := unwritable(folder / "index.json")):  # before what may take hours
+            raise ConfigError(f"{option}: {why}")
+    said, units = _said(args, index)
     counted = write_shards(args.output, index, said, units)
     console.print(
         f"{counted.labelled:,} of {len(index):,} utterances, "
@@ -118,26 +123,43 @@ def _told(args: argparse.Namespace) -> list[str]:
     return [name for name in HOW if getattr(args, name) is not None]
 
 
-def _said(args: argparse.Namespace) -> tuple[dict[str, str], Units]:
+def _check_keys(keys: Collection[str], index: ShardIndex) -> None:
+    """Raise ConfigError where shards have none of the utterances of these keys."""
+    if not any(index.key(i) in keys for i in range(len(index))):
+        raise ConfigError(
+            f"none of the {len(keys):,} utterances that were read is in {index.folders}: give the "
+            "shards that the features were made of"
+        )
+
+
+def _said(args: argparse.Namespace, index: ShardIndex) -> tuple[dict[str, str], Units]:
     """What was read, by key, in phones or words. Raises ConfigError."""
     folder = Path(args.run)
     if not is_evaluation(folder):
-        read = read_by(args)
-        folder = folder / "decoded" / read.name
+        if args.units == "words" and args.lm is None and args.lexicon is None:
+            raise ConfigError(NO_WORDS.format("without --lm and --lexicon"))
+        read = read_by(args, lambda store: _check_keys({*store.keys}, index))
+        folder = read.folder_in(args.run)
         write_read(read, folder)
     elif given := [f"--{name.replace('_', '-')}" for name in _told(args)]:
         raise ConfigError(
             f"{folder} has been read already: leave out {', '.join(given)}, or give the run"
         )
+    try:
+        return _read(folder, args.units)
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        remedy = "read it anew, or give another folder"
+        raise ConfigError(f"what was read in {folder} is damaged ({error!r}): {remedy}") from None
+
+
+def _read(folder: Path, asked: Units | None) -> tuple[dict[str, str], Units]:
+    """The readings of a folder, by key, in the units that are asked for, else those they have."""
     rows = read_jsonl(folder / "hypotheses.jsonl")
     written = bool({"wer", "cer"} & json.loads((folder / "evaluation.json").read_bytes()).keys())
     in_words = written or any(row.get("lexicon_words") for row in rows)
-    units: Units = args.units or ("words" if in_words else "phones")
+    units: Units = asked or ("words" if in_words else "phones")
     if units == "words" and not in_words:
-        raise ConfigError(
-            f"what was read in {folder} are no words of a lexicon: decode with --lm of words and "
-            "--lexicon, or take --units phones"
-        )
+        raise ConfigError(NO_WORDS.format(f"in {folder}"))
     if units == "phones" and written:
         raise ConfigError(f"{folder} was read in letters, not in phones: leave --units out")
     if units == "phones" or not any("lexicon_words" in row for row in rows):
@@ -149,12 +171,8 @@ def _said(args: argparse.Namespace) -> tuple[dict[str, str], Units]:
 def write_shards(output: Path, index: ShardIndex, said: dict[str, str], units: Units) -> Counted:
     """Write the shards of an index with other transcripts; returns what became of them. Raises
     ConfigError where none of the utterances was read, or no hypothesis has anything in it."""
-    known = sum(index.key(i) in said for i in range(len(index)))
-    if not known:
-        raise ConfigError(
-            f"none of the {len(said):,} utterances that were read is in {index.folders}: give the "
-            "shards that the features were made of"
-        )
+    _check_keys(said, index)
+    made(output, "--output")
     counted = Counted()
     reader, name = ShardReader(index), output.resolve().name.replace(".", "_")
 
@@ -175,8 +193,9 @@ def write_shards(output: Path, index: ShardIndex, said: dict[str, str], units: U
             yield entry
         if not counted.labelled:
             raise ConfigError(
-                f"all {known:,} hypotheses are empty: nothing can be learned from them; look at "
-                "the training's score (`w2v2dist unsupervised select`), or lower --silence-weight"
+                f"all {counted.empty:,} hypotheses are empty: nothing can be learned from them; "
+                "look at the training's score (`w2v2dist unsupervised select`), or lower "
+                "--silence-weight"
             )
 
     summary: dict[str, Any] = {}

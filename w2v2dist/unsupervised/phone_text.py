@@ -35,7 +35,7 @@ class PhoneText:
         if not (folder / META).is_file():
             raise ConfigError(
                 f"{folder} holds no text of phones ({META} is missing): make one with "
-                f"`w2v2dist unsupervised text TEXT --lexicon FILE --output {folder}`"
+                "`w2v2dist unsupervised text TEXT --lexicon FILE --output FOLDER`"
             )
         try:
             self.meta: dict[str, Any] = json.loads((folder / META).read_text("utf-8"))

@@ -86,9 +86,15 @@ def _entry(text: str, where: str) -> tuple[str, Phones]:
 
 
 def check_phones(found: Iterable[Phones], what: str) -> None:
-    """Raise ConfigError where the phones of words are no phones but words themselves: there are too
-    many, or many are long. `what` has them, for people."""
+    """Raise ConfigError where the phones of words are called as the special symbols are, or are no
+    phones but words themselves: there are too many, or many are long. `what` has them, for
+    people."""
     counts = Counter(phone for phones in found for phone in phones)
+    if special := sorted(counts.keys() & {*SPECIAL, SILENCE}):
+        raise ConfigError(
+            f"{what} has {' '.join(special)} among its phones, which are no sounds: leave them out "
+            f"({SILENCE} is put in by --silence), or call a phone otherwise"
+        )
     letters = {p: sum(unicodedata.category(c) in ("Lu", "Ll", "Lo") for c in p) for p in counts}
     long = [phone for phone, _ in counts.most_common() if letters[phone] > LONGEST_PHONE]
     many = len(counts) > MOST_PHONES

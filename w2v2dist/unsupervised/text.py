@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rich.markup import escape
 
-from w2v2dist.config import ConfigError
+from w2v2dist.config import ConfigError, diff
 from w2v2dist.data.index_writer import atomic, made
 from w2v2dist.data.sentences import fingerprint_of
 from w2v2dist.decode.forked import ForkedPool
@@ -177,8 +177,10 @@ def run(args: argparse.Namespace) -> int:
     for name, value in (("--min-count", args.min_count), ("--min-phones", args.min_phones)):
         if value < 1:
             raise ConfigError(f"{name} is {value} but must be at least 1")
-    if args.phones and args.only_language:
-        raise ConfigError("--only-language reads words, but --phones has none: leave one out")
+    of_words = (args.only_language, "only-language"), (args.no_stress, "no-stress")
+    for given, name in (*of_words, (args.case != "keep", "case")) if args.phones else ():
+        if given:
+            raise ConfigError(f"--{name} is of words, but --phones has none: leave one out")
     if args.workers < 0:
         raise ConfigError(f"--workers is {args.workers} but must be at least 0 (one a core)")
     for order in args.order:
@@ -192,11 +194,10 @@ def run(args: argparse.Namespace) -> int:
         made(args.output.parent, "--output")
         with replacing(args.output, folder=True) as folder:
             _write(args, folder, paths, asked)
-    elif PhoneText(args.output).meta["asked"] != asked:
-        raise ConfigError(
-            f"{args.output} has a text of phones made otherwise: remove it or choose another "
-            "--output"
-        )
+    elif changed := diff(PhoneText(args.output).meta["asked"], asked):
+        named = ", ".join(f"{k} is {old} there and {new} now" for k, (old, new) in changed.items())
+        remedy = "remove it or choose another --output"
+        raise ConfigError(f"{args.output} has a text of phones made otherwise ({named}): {remedy}")
     for note in write_phone_lms(PhoneText(args.output), args.order):
         console.print(f"note: {note}", style="yellow", markup=False)
     console.print(f"wrote {args.output}", markup=False)
