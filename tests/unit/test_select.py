@@ -41,7 +41,11 @@ def write_run(
     """A run's logs and the names of its checkpoints: step -> score, NLL, phones in use, log
     probability."""
     folder.mkdir(parents=True)
-    config = {"task": task, "loop": {"max_steps": max_steps}, "alarms": {"min_text_likeness": 0.5}}
+    config: dict[str, Any] = {
+        "task": task,
+        "loop": {"max_steps": max_steps},
+        "alarms": {"min_text_likeness": 0.5},
+    }
     config["seed"] = sum(folder.name.encode())
     config["data"] = {
         "valid": "features/valid",

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = {"score": by_score, "paper": by_paper}
     unusable = {rule: c and _unusable(cells, c) for rule, c in chosen.items()}
     if args.json:
-        shared = agreement and agreement.rate
+        shared = None if agreement is None else agreement.rate
         content = _content(cells, chosen, lines, shared)
         print(json.dumps({**content, "chosen_unusable": unusable}, indent=1))
         return 0
