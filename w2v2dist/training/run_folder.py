@@ -107,10 +107,10 @@ def refused_changes(config: Any, old: dict[str, Any]) -> str:
 def learned_by(cls: type[Any], values: Mapping[str, Any]) -> str:
     """Tells a training from others by its settings (dotted keys): what is learned depends on all
     but those that a resumed run may change. Its data count by where they lie, and alarms where
-    one can roll back or stop."""
+    one can roll back."""
     settings = {**flatten(to_dict(cls(run_dir=""))), **values}
     may = {*changeable(cls)} - {*LEARNED_FROM}
-    if settings.get("alarms.on_alarm") != "log":
+    if settings.get("alarms.on_alarm") == "rollback":
         may -= {"alarms"}
     kept = {k: v for k, v in settings.items() if k not in may and k.split(".")[0] not in may}
     for key in LEARNED_FROM:

@@ -26,7 +26,7 @@ class Agreement:
 
     rate: float | None = None  # phone errors against each other; None: fewer than two were read
     unread: dict[str, str] = field(default_factory=dict)  # run: why it could not be read
-    same: dict[str, str] = field(default_factory=dict)  # run: the one that it is a copy of
+    twins: dict[str, str] = field(default_factory=dict)  # run: the one whose weights it has
 
 
 def step_folder(cell: Cell, chosen: Candidate) -> Path:
@@ -50,8 +50,8 @@ def compare(cells: Sequence[Cell]) -> Agreement:
     good = converged(cells)
     if len(good) < 2 or {*SCORED_BY} & {*different(good)}:
         return Agreement()
-    kept, same = apart(good)
-    unread: dict[str, str] = {}
+    kept, _ = apart(good)
+    unread, twins = dict[str, str](), dict[str, str]()
     read: list[tuple[Cell, Trained, FeatureStore, list[str]]] = []
     for cell in kept:
         if len(read) == NUM_COMPARED:
@@ -66,12 +66,11 @@ def compare(cells: Sequence[Cell]) -> Agreement:
         except ConfigError as error:
             unread[cell.name] = str(error)
             continue
-        twins = [other.name for other, theirs, *_ in read if _are_equal(trained, theirs)]
-        if twins:
-            same[cell.name] = twins[0]
+        if equal := [other.name for other, theirs, *_ in read if _are_equal(trained, theirs)]:
+            twins[cell.name] = equal[0]
         else:
             read.append((cell, trained, store, rows))
-    return Agreement(_mean_rate([rows for *_, rows in read]), unread, same)
+    return Agreement(_mean_rate([rows for *_, rows in read]), unread, twins)
 
 
 def converged(cells: Iterable[Cell]) -> list[Cell]:

@@ -107,11 +107,14 @@ def _compared(good: list[Cell], agreement: Agreement | None, unlike: list[str]) 
     """What runs that look converged say together."""
     agreement, was_asked = agreement or Agreement(), agreement is not None
     kept, same = apart(good)
-    same |= agreement.same
     lines = [
         f"{name} is the same training as {other} (seed, data and all settings that matter): they "
         "count as one"
         for name, other in same.items()
+    ]
+    lines += [
+        f"{name} has the same weights as {other}: they are one training, and count as one"
+        for name, other in agreement.twins.items()
     ]
     lines += [f"{name} cannot be read: {reason}" for name, reason in agreement.unread.items()]
     shared = agreement.rate
@@ -127,7 +130,7 @@ def _compared(good: list[Cell], agreement: Agreement | None, unlike: list[str]) 
         )
     elif shared is None:
         why = "checkpoints or features cannot be opened here: the runs"
-        if len(kept) - len(agreement.same) < 2:
+        if len(kept) - len(agreement.twins) < 2:
             why = "one run alone" if len(good) < 2 else "one training alone"
         elif not was_asked:
             why = "they were not read (--no-agreement), and"
