@@ -54,7 +54,7 @@ def write_run(
         **(data or {}),
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = []
+    lines: list[dict[str, Any]] = []
     for step, (score, nll, usage, log_prob) in validations.items():
         lines.append({"step": step, "loss": 1.0})
         values = {"weighted_lm_ppl": score, "nll": nll, "phone_usage": usage, "log_prob": log_prob}
