@@ -103,7 +103,8 @@ def read_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     try:
         sweep = from_dict(SweepConfig, written)
     except ConfigError as error:
-        raise ConfigError(f"sweep {path}: {error}; {FORM}") from None
+        remedy = f"; {FORM}" if " but must be a " in str(error) else ""
+        raise ConfigError(f"sweep {path}: {error}{remedy}") from None
     own = parse_overrides([text for text in overrides if text.startswith("run_dir=")], SweepConfig)
     folder = Path(own.get("run_dir", sweep.run_dir)).expanduser().absolute()
     others = [text for text in overrides if not text.startswith("run_dir=")]
