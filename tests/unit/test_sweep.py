@@ -85,6 +85,22 @@ def test_the_papers_grids(name: str, number: int) -> None:
             {"grid": {"losses.penalty_weight": [-1]}},
             "penalty_weight is -1.0 but must be",
         ),
+        (
+            {"grid": None},
+            r"sweep .*sweep.yaml: grid is None but must be a mapping; a sweep has lists",
+        ),
+        (
+            {"seeds": 0},
+            r"sweep .*sweep.yaml: seeds is 0 but must be a list; a sweep has lists, as in",
+        ),
+        (
+            {"grid": {"losses.penalty_weight": [1, 1.0]}, "seeds": [1]},
+            r"cells penalty_weight_1-seed_1 and penalty_weight_1.0-seed_1 are the same training: "
+            r"nothing .* depends on losses.penalty_weight \(1 or 1.0\); leave one of the values",
+        ),
+        ({"grid": {"data.num_workers": [0, 2]}}, r"depends on data.num_workers \(0 or 2\); leave"),
+        ({"grid": {"data.text": ["a/text", "a/./text"]}}, "are the same training"),
+        ({"grid": {"alarms.min_text_likeness": [0, 0.5]}}, "are the same training"),
         ({"seeds": [*range(300)]}, "has 1200 cells, more than 1000"),
     ],
 )
@@ -93,6 +109,16 @@ def test_files_that_cannot_be(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         read_sweep(str(write_sweep(tmp_path, data, **values)), [])
+
+
+def test_other_data_and_other_rollbacks_are_other_trainings(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    grid = {"data.text": ["a", "b"], "alarms.rollback_steps": [5, 10]}
+    path = str(write_sweep(tmp_path, data, grid=grid))
+    with pytest.raises(ConfigError, match=r"depends on alarms.rollback_steps"):
+        read_sweep(path, [])
+    assert len(read_sweep(path, ["alarms.on_alarm=rollback"]).cells) == 8
 
 
 def test_what_the_command_line_may_not_change(data: dict[str, Any], tmp_path: Path) -> None:

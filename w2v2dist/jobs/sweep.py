@@ -10,15 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2v2dist.config import ConfigError, from_dict, parse_overrides, read_yaml, to_yaml
+from w2v2dist.config import (
+    ConfigError,
+    flatten,
+    from_dict,
+    parse_overrides,
+    read_yaml,
+    to_dict,
+    to_yaml,
+)
 from w2v2dist.data.index_writer import atomic
 from w2v2dist.jobs.cluster import ClusterConfig, Executor, TrainJob, make_executor, of_one_process
 from w2v2dist.recipes.queue import Queue
 from w2v2dist.runtime.logging import append_jsonl, read_jsonl
 from w2v2dist.tasks.train import read_config
-from w2v2dist.unsupervised.select import MANIFEST
+from w2v2dist.training.run_folder import learned_by
+from w2v2dist.unsupervised.sweep_runs import MANIFEST
 
 MOST_CELLS = 1_000  # the usual MaxArraySize of a cluster
+FORM = "a sweep has lists, as in `grid: {losses.penalty_weight: [1, 1.5]}` and `seeds: [0, 1]`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +99,12 @@ class Sweep:
 def read_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     """The cells of a sweep's file; `overrides` win over its training's file (run_dir: over its
     own). Raises ConfigError, for a mistake in any cell."""
-    sweep = from_dict(SweepConfig, read_yaml(path))
+    written = read_yaml(path)
+    try:
+        sweep = from_dict(SweepConfig, written)
+    except ConfigError as error:
+        remedy = f"; {FORM}" if " but must be a " in str(error) else ""
+        raise ConfigError(f"sweep {path}: {error}{remedy}") from None
     own = parse_overrides([text for text in overrides if text.startswith("run_dir=")], SweepConfig)
     folder = Path(own.get("run_dir", sweep.run_dir)).expanduser().absolute()
     others = [text for text in overrides if not text.startswith("run_dir=")]
@@ -101,7 +116,7 @@ def read_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     number = math.prod(map(len, [*sweep.grid.values(), sweep.seeds]))
     if number > MOST_CELLS:
         raise ConfigError(f"{path} has {number} cells, more than {MOST_CELLS}: split its grid")
-    cells = []
+    cells, points = [], []
     for *values, seed in itertools.product(*sweep.grid.values(), sweep.seeds):
         point = dict(zip(sweep.grid, values, strict=True))
         parts = [f"{short[key]}_{_text(value)}" for key, value in point.items()]
@@ -114,10 +129,27 @@ def read_sweep(path: str, overrides: Sequence[str]) -> Sweep:
         except ConfigError as error:
             raise ConfigError(f"cell {name} of {path}: {error}") from None
         cells.append(Cell(name, config))
+        points.append({key: _text(value) for key, value in {**point, "seed": seed}.items()})
     names = [cell.name for cell in cells]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{path}: two cells would be called {min(twice)}: change their values")
+    _check_apart(path, cells, points)
     return Sweep(folder, cells)
+
+
+def _check_apart(path: str, cells: list[Cell], points: list[dict[str, str]]) -> None:
+    """Raise ConfigError where two cells are the same training: it would be made twice, and look
+    like two that agree."""
+    seen: dict[str, int] = {}
+    for i, cell in enumerate(cells):
+        settings = learned_by(type(cell.config), flatten(to_dict(cell.config)))
+        if (first := seen.setdefault(settings, i)) != i:
+            keys = [key for key in points[i] if points[i][key] != points[first][key]]
+            values = (f"{key} ({points[first][key]} or {points[i][key]})" for key in keys)
+            raise ConfigError(
+                f"{path}: cells {cells[first].name} and {cell.name} are the same training: nothing "
+                f"that is learned depends on {' and '.join(values)}; leave one of the values out"
+            )
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,12 +13,23 @@ import torch
 
 from w2v2dist import __version__
 from w2v2dist.checkpoint import candidates
-from w2v2dist.config import ConfigError, changeable, diff, merge, read_yaml, to_dict, to_yaml
+from w2v2dist.config import (
+    ConfigError,
+    changeable,
+    diff,
+    flatten,
+    merge,
+    read_yaml,
+    to_dict,
+    to_yaml,
+)
 from w2v2dist.data.batch import Batch
 from w2v2dist.runtime.distributed import World
 from w2v2dist.runtime.logging import DISK_FULL, RunLogger, append_jsonl
 from w2v2dist.runtime.watchdog import Watchdog
 from w2v2dist.training.lock import locked
+
+LEARNED_FROM = ("data.train", "data.text")  # a resumed run may find them elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,22 @@ def refused_changes(config: Any, old: dict[str, Any]) -> str:
     may = changeable(type(config))
     refused = {k: v for k, v in changed.items() if k not in may and k.split(".")[0] not in may}
     return "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
+
+
+def learned_by(cls: type[Any], values: Mapping[str, Any]) -> str:
+    """Tells a training from others by its settings (dotted keys): what is learned depends on all
+    but those that a resumed run may change. Its data count by where they lie, and alarms where
+    one can roll back."""
+    settings = {**flatten(to_dict(cls(run_dir=""))), **values}
+    may = {*changeable(cls)} - {*LEARNED_FROM}
+    if settings.get("alarms.on_alarm") == "rollback":
+        may -= {"alarms"}
+    kept = {k: v for k, v in settings.items() if k not in may and k.split(".")[0] not in may}
+    for key in LEARNED_FROM:
+        if isinstance(text := kept.get(key), str):
+            places = [os.path.realpath(os.path.expanduser(name)) for name in text.split(",")]
+            kept[key] = ",".join(places)
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _differences(old: Any, new: Any, most: int = 3) -> str:

@@ -37,12 +37,12 @@ class FeatureStore:
         self.meta: dict[str, Any] = content["meta"]
         self.dim, self.dtype = int(content["dim"]), np.dtype(content["dtype"])
         self.fingerprint = str(content["fingerprint"])
-        lines = read_jsonl(self.folder / "utterances.jsonl")
+        lines = self._lines()
         self.keys: list[str] = [str(line["key"]) for line in lines]
         self.num_frames = np.array([line["num_frames"] for line in lines], np.int64)
         self.labels: dict[str, Label] = {r["key"]: r["label"] for r in lines if r.get("label")}
         self._num_targets = [line.get("num_targets") for line in lines]  # None: it has none
-        self._crc = [int(line["crc"]) for line in lines]
+        self._crc = [line["crc"] for line in lines]
         self._unseen = np.ones(len(lines), bool)  # whose frames were not compared with their sum
         self._ends = np.cumsum([0, *self.num_frames])
         self._target_ends = np.cumsum([0, *(n or 0 for n in self._num_targets)])
@@ -108,6 +108,20 @@ class FeatureStore:
             ) from None
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path} cannot be used ({error}): {AGAIN}") from None
+
+    def _lines(self) -> list[dict[str, Any]]:
+        path = self.folder / "utterances.jsonl"
+        try:
+            lines = read_jsonl(path)
+        except ValueError as error:
+            raise ConfigError(f"{path} cannot be used ({error}): {AGAIN}") from None
+        for i, line in enumerate(lines, 1):
+            numbers = [line.get(n) for n in ("num_frames", "crc")] if isinstance(line, dict) else []
+            if not numbers or "key" not in line or not all(isinstance(n, int) for n in numbers):
+                raise ConfigError(
+                    f"{path} cannot be used (line {i} has no key, num_frames and crc): {AGAIN}"
+                )
+        return lines
 
     def _mapped(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self.folder / name
