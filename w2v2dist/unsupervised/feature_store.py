@@ -33,7 +33,38 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        content = self._content()
+        path = self.folder / "store.json"
+        if not path.is_file():
+            raise ConfigError(self._missing())
+        try:
+            self._open(path)
+        except ConfigError:
+            raise
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ConfigError(
+                f"the features in {self.folder} are damaged ({what}): {AGAIN}"
+            ) from None
+
+    def _missing(self) -> str:
+        """What to say of a path that has no store."""
+        make = "make them with w2v2dist unsupervised audio"
+        if self.folder.is_file():
+            return f"{self.folder} is a file, but features are a folder: {make}, or name a folder"
+        if "," in str(self.folder) and not self.folder.exists():
+            return (
+                f"{self.folder} is several folders, but features are one: name one of them, or put "
+                "their recordings together in one command of w2v2dist unsupervised audio"
+            )
+        return (
+            f"{self.folder} holds no features (store.json is missing): {make}; an interrupted one "
+            "goes on with the same command"
+        )
+
+    def _open(self, path: Path) -> None:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        if content["version"] != VERSION:
+            raise ValueError(f"its version is {content['version']}, not {VERSION}")
         self.meta: dict[str, Any] = content["meta"]
         self.dim, self.dtype = int(content["dim"]), np.dtype(content["dtype"])
         self.fingerprint = str(content["fingerprint"])
@@ -93,21 +124,6 @@ class FeatureStore:
         """Read all frames once. Raises ConfigError where one was damaged."""
         for i in range(len(self)):
             self.frames(i)
-
-    def _content(self) -> dict[str, Any]:
-        path = self.folder / "store.json"
-        try:
-            content = dict(json.loads(path.read_text(encoding="utf-8")))
-            if content["version"] != VERSION:
-                raise ValueError(f"its version is {content['version']}, not {VERSION}")
-            return content
-        except (FileNotFoundError, NotADirectoryError):
-            raise ConfigError(
-                f"{self.folder} holds no features (store.json is missing): make them with "
-                "w2v2dist unsupervised audio; an interrupted one goes on with the same command"
-            ) from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be used ({error}): {AGAIN}") from None
 
     def _mapped(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self.folder / name
