@@ -17,9 +17,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def in_the_way(folder: Path) -> Path | None:
     """What is no folder where one is needed: in the folder's own place, or above it."""
-    places = (folder.absolute(), *folder.absolute().parents)
-    there = next(place for place in places if os.path.lexists(place))
-    return None if there.is_dir() else there
+    there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), None)
+    return None if there is None or there.is_dir() else there
 
 
 def unwritable(path: Path) -> str:
