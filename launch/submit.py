@@ -121,6 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from w2v2dist.data.index_writer import check_place
     from w2v2dist.jobs import cluster as slurm
     from w2v2dist.recipes.recipe import is_recipe
     from w2v2dist.runtime.distributed import VirtualRanks
@@ -135,6 +136,7 @@ def _run(args: argparse.Namespace) -> int:
         return recipe_command.run(args, lambda: read_cluster(args), args.again, refused)
     config = read_config(args.config, args.overrides)
     run_dir = Path(config.run_dir).absolute()
+    check_place(run_dir, "run_dir")
     if not args.dry_run and (why := unwritable(run_dir / "config.yaml")):
         raise ConfigError(f"run_dir is {config.run_dir}: {why}")
     if args.autotune:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,45 @@ def test_what_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(ConfigError, match="its version is 99"):
         FeatureStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("utterances.jsonl", b"{}\n", "'key' is missing"),
+        ("utterances.jsonl", b"[]\n", "list indices"),
+        ("utterances.jsonl", b"3\n", "not subscriptable"),
+        ("utterances.jsonl", b'{"key": "k", "num_frames": "x", "crc": 1}\n', "'x'"),
+        ("utterances.jsonl", b'{"key": "k", "num_frames": 1' + b"0" * 30 + b', "crc": 1}\n', ""),
+        ("utterances.jsonl", b"\xff\n", "codec can't decode"),
+        ("store.json", b'{"version": 1}', "'meta' is missing"),
+        ("store.json", b'{"version": 1, "meta": {}, "dim": 3, "dtype": "floaty"}', "floaty"),
+        ("store.json", b'{"version": 1, "meta": {}, "dim": null, "dtype": "float16"}', "int"),
+        ("store.json", b"[]", "'version' is missing"),
+        ("store.json", b"3", "not iterable"),
+        ("store.json", b"no JSON", "Expecting value"),
+        ("store.json", b"\xff", "codec can't decode"),
+    ],
+)
+def test_files_with_something_else(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    write(tmp_path / "s")
+    (tmp_path / "s" / name).write_bytes(data)
+    with pytest.raises(ConfigError) as error:
+        FeatureStore(tmp_path / "s")
+    assert re.search(rf"/s are damaged \(.*{message}.*\): remove the folder and", str(error.value))
+    if name == "store.json":  # nor is it written to
+        with pytest.raises(ConfigError, match=r"store.json is damaged|has features of other"):
+            FeatureStoreWriter(tmp_path / "s", 3, "float32", META)
+
+
+def test_paths_that_are_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").touch()
+    with pytest.raises(ConfigError, match=r"t.txt is a file, but features are a folder"):
+        FeatureStore(tmp_path / "t.txt")
+    with pytest.raises(ConfigError, match="is several folders, but features are one"):
+        FeatureStore(f"{write(tmp_path / 'a').folder},{write(tmp_path / 'b').folder}")
+    with pytest.raises(ConfigError, match="holds no features"):
+        FeatureStore(tmp_path / "t.txt" / "below")
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """Batches cross from the workers as they are, in one memory file each."""
 
 import gc
+import multiprocessing
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +24,7 @@ class OneOfEach(Batch):
     waveforms: Tensor
     mask: Tensor
     empty: Tensor
+    of_nothing: Tensor
     scalar: Tensor
     absent: Tensor | None = None
     said: str = ""
@@ -35,6 +40,7 @@ class Made(Dataset[Batch]):
             waveforms=wave.mT,
             mask=wave > 0.5,
             empty=torch.empty(0, 4, dtype=torch.int64),
+            of_nothing=torch.from_numpy(np.concatenate([np.ones(3, np.float32)[:0]])),
             scalar=torch.tensor(item, dtype=torch.int32),
             said=f"number {item}",
         )
@@ -49,7 +55,7 @@ def test_batches_of_workers_are_those_of_this_process(prefetch: int) -> None:
     for item, batch in zip(items, kept, strict=True):
         made = Made()[item]
         assert (batch.step, batch.said, batch.absent) == (item, f"number {item}", None)
-        for name in ("waveforms", "mask", "empty", "scalar"):
+        for name in ("waveforms", "mask", "empty", "of_nothing", "scalar"):
             ours, theirs = getattr(batch, name), getattr(made, name)
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
@@ -74,3 +80,34 @@ def test_files_do_not_pile_up() -> None:
     batches.close()
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_an_error_in_a_worker_ends_all_of_them() -> None:
+    class Failing(Dataset[int]):
+        def __getitem__(self, item: int) -> int:
+            return 1 // item
+
+    with pytest.raises(ZeroDivisionError) as kept:  # with its traceback, as an exit keeps it
+        list(iterate(Failing(), range(9), num_workers=2, prefetch=2))
+    assert kept.tb is not None
+    assert not multiprocessing.active_children()
+
+
+FAILS = """
+from torch.utils.data import Dataset
+from w2v2dist.data.loader import iterate
+
+class Numbers(Dataset):
+    def __getitem__(self, item):
+        return item
+
+batches = iterate(Numbers(), range(99), num_workers=1, prefetch=2)
+raise RuntimeError(f"at {next(batches)}")
+"""
+
+
+def test_a_command_that_fails_between_batches_ends() -> None:
+    command = [sys.executable, "-c", FAILS]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("RuntimeError: at 0\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.submit import main, parse_nodes, read_cluster
+from w2v2dist.cli import main as w2v2dist
 from w2v2dist.config import ConfigError, from_dict, read_yaml
 from w2v2dist.jobs.cluster import ClusterConfig, make_executor, minutes_of
 from w2v2dist.jobs.devices import DEVICES
@@ -21,6 +22,7 @@ from w2v2dist.jobs.plan import make_plan
 from w2v2dist.runtime.logging import read_jsonl
 from w2v2dist.runtime.preemption import EXIT_PREEMPTED
 from w2v2dist.tasks.train import read_config
+from w2v2dist.training.lock import locked
 
 ROOT = Path(__file__).parents[2]
 A100 = DEVICES["a100"]
@@ -64,6 +66,23 @@ def test_mistakes_end_before_submitting(
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "/x"])
+@pytest.mark.parametrize("where", ["--local", "--dry-run", "--autotune", "train"])
+def test_a_file_in_the_place_of_the_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, below: str
+) -> None:
+    (tmp_path / "t.txt").touch()
+    run_dir = f"run_dir={tmp_path}/t.txt{below}"
+    if where == "train":
+        assert w2v2dist(["train", BASE, run_dir]) == 2
+    else:
+        assert main([where, BASE, run_dir]) == 2
+    message = f"run_dir needs the folder {tmp_path}/t.txt{below}, but {tmp_path}/t.txt is a file"
+    assert message in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=message), locked(tmp_path / f"t.txt{below}"):
+        pass
 
 
 def test_without_sbatch(

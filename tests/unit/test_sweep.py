@@ -128,6 +128,18 @@ def test_what_the_command_line_may_not_change(data: dict[str, Any], tmp_path: Pa
             read_sweep(path, [text])
 
 
+@pytest.mark.parametrize("where", ["--local", "--dry-run"])
+@pytest.mark.parametrize("below", ["", "/x"])
+def test_a_file_in_the_place_of_the_folder(
+    data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str, where: str
+) -> None:
+    (tmp_path / "t.txt").touch()
+    sweep = write_sweep(tmp_path, data, run_dir=f"{tmp_path}/t.txt{below}")
+    assert submit.main([where, "--sweep", str(sweep)]) == 2
+    message = f"run_dir needs the folder {tmp_path}/t.txt{below}, but {tmp_path}/t.txt is a file"
+    assert message in capsys.readouterr().err
+
+
 def test_any_training_can_be_swept(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     grid = {"data.units": ["words", "characters"], "model.cutoffs": [[], [10, 20]]}

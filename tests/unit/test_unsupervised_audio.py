@@ -273,9 +273,13 @@ def test_a_set_is_added_with_what_was_fitted(
         assert (output / "dev" / name).read_bytes() == expected
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_silence_alone_is_left_out_and_counted(
-    model: Path, speech: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    model: Path, speech: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, num_workers: int,
+) -> None:  # fmt: skip
+    config = DataConfig(num_workers=num_workers)
+    monkeypatch.setattr(audio_stages, "data_config", lambda opened: config)
     both = f"{speech['valid']},{speech['quiet']}"
     assert audio(model, tmp_path / "out", "--data", both, "--max-bad", "0", *V2) == 0
     store = FeatureStore(tmp_path / "out/train")
@@ -370,6 +374,7 @@ def test_features_of_two_models_are_not_mixed(
         (["--data", "train", "--valid", "valid", "--valid", "valid", "--block", "2"], "twice"),
         (["--data", "train", "--version", "1", "--block", "2"], "PCA to 512 channels"),
         (["--data", "valid", "--targets", "99999", "--block", "2"], "cannot be found in"),
+        (["--data", "valid,valid", "--block", "2"], "6 keys are there twice ("),
         (["--data", "train", "--max-frames", "3", "--block", "2"], "at least the number of"),
         (["--data", "train", "--max-bad", "-1", "--block", "2"], "must not be negative"),
     ],
@@ -378,11 +383,13 @@ def test_what_cannot_be_made(
     model: Path, speech: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     arguments: list[str], message: str,
 ) -> None:  # fmt: skip
-    named = [str(speech[a]) if a in speech else a for a in arguments]
+    named = [",".join(str(speech.get(one, one)) for one in a.split(",")) for a in arguments]
     named = [a.replace("=valid", f"={speech['valid']}") for a in named]
     assert audio(model, tmp_path / "out", *named) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out/train").exists()
+    if "twice" in message:  # before anything is heard
+        assert {p.name for p in tmp_path.glob("out/*")} <= {"audio.json", "lock"}
 
 
 def test_too_many_channels_are_refused_before_anything_is_heard(
@@ -409,7 +416,11 @@ def test_folders_that_are_not_for_this(
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()
-    for name, message in (("file", "is a file"), ("full", "has other things (thesis.tex)")):
+    for name, message in (
+        ("file", "is a file"),
+        ("file/x", "/file is a file: choose another --output"),
+        ("full", "has other things (thesis.tex)"),
+    ):
         assert audio(model, tmp_path / name, "--data", str(speech["valid"]), *V2) == 2
         assert message in capsys.readouterr().err
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 
 from tests.gan_data import DIM, PHONES, sentences, write_features, write_gan_config, write_language
 from tests.training_parts import world as world  # a fixture
+from w2v2dist.checkpoint import find
 from w2v2dist.cli import main
 from w2v2dist.config import ConfigError
 from w2v2dist.data.index import ShardIndex
@@ -317,6 +320,9 @@ def test_words_by_a_lexicon(run: Path, tmp_path: Path) -> None:
         (["--data", "{run}/wide"], "was trained on features with dim 8"),
         (["--data", "{run}/another"], "was trained on features with model made"),
         (["--data", "{run}/text"], "holds no features"),
+        (["--data", "{run}/valid,{run}/train"], "is several folders, but features are one"),
+        (["--data", "{run}/other.txt"], "other.txt is a file, but features are a folder"),
+        (["--text", "{run}/other.txt"], "other.txt is a file, but a text of phones is a folder"),
     ],
 )
 def test_what_does_not_fit(
@@ -332,6 +338,33 @@ def test_what_does_not_fit(
     status, out = said(capsys, "decode", f"{run}/run", *(o.format(run=run) for o in options))
     assert status == 2
     assert message in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"phones": None}, "'NoneType' object"),
+        ({"phones": {}}, "'symbols' is missing"),
+        ({"features": [3]}, "list"),
+        ({"features": {}}, "'dim' is missing"),
+        ({"config": [3]}, "'list' object"),
+        ({}, "'phones' is missing"),
+    ],
+)
+def test_a_checkpoint_that_lacks_what_it_must_say(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    step = tmp_path / "step"
+    shutil.copytree(find(run / "run", None), step)
+    (step / "SHA256SUMS").unlink(missing_ok=True)
+    meta = {**json.loads((step / "meta.json").read_text()), **change}
+    if not change:
+        del meta["phones"]
+    (step / "meta.json").write_text(json.dumps(meta))
+    given = ["--data", f"{run}/valid"]
+    status, out = said(capsys, "decode", str(step), *given)
+    assert status == 2
+    assert re.search(rf"step/meta.json is damaged \(.*{message}.*\): give another checkpoint", out)
 
 
 def test_a_text_made_anew_with_other_phones(

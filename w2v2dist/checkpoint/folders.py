@@ -46,7 +46,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing")
     try:
         return dict(json.loads((folder / "meta.json").read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}/meta.json is damaged: {error}") from None
 
 

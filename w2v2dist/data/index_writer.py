@@ -15,6 +15,7 @@ import numpy as np
 from w2v2dist.config import ConfigError
 from w2v2dist.data.audio import flac_num_samples
 from w2v2dist.data.index import FILES, REBUILD, VERSION, Column, fingerprint_of, open_keys
+from w2v2dist.runtime.files import in_the_way
 
 
 @dataclass(kw_only=True, slots=True)
@@ -139,14 +140,18 @@ def _write_header(file: BinaryIO, column: str, count: int) -> None:
 def made(folder: Path, key: str) -> Path:
     """A folder that an option or a key names, which is made. Raises ConfigError where it cannot be,
     because there is a file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        file = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    check_place(folder, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_place(folder: Path, key: str) -> None:
+    """Raise ConfigError where a folder that an option or a key names cannot be made, because there
+    is a file."""
+    if file := in_the_way(folder):
         raise ConfigError(
             f"{key} needs the folder {folder}, but {file} is a file: choose another {key}"
-        ) from None
-    return folder
+        )
 
 
 @contextmanager

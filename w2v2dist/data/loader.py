@@ -1,5 +1,6 @@
 """Workers that turn micro-batches into tensors, from any step on, in order, ahead of training."""
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from w2v2dist.data.audio import SAMPLE_RATE, BadSample, ReadError, normalize, resample
 from w2v2dist.data.batch import Batch, Rows
@@ -95,8 +97,18 @@ def iterate(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_begin_worker,
     )
-    for item in loader:  # the workers end with this generator
-        yield item.unpacked() if isinstance(item, _Packed) else item
+    batches = iter(loader)
+    # The traceback of an error keeps its frames, and with them workers that no signal ends
+    end = batches._shutdown_workers if isinstance(batches, _MultiProcessingDataLoaderIter) else None
+    if end is not None:
+        atexit.register(end)  # this generator may be in such a frame itself, and never be closed
+    try:
+        for item in batches:
+            yield item.unpacked() if isinstance(item, _Packed) else item
+    finally:
+        if end is not None:
+            end()
+            atexit.unregister(end)
 
 
 Place = tuple[int, torch.dtype, torch.Size]  # of a field's tensor: first byte, kind, shape
@@ -155,7 +167,8 @@ class _Packing(Dataset[Any]):
             if isinstance(tensor := getattr(batch, name), Tensor):
                 places[name] = (end, tensor.dtype, tensor.shape)
                 # Not through a mapping, each of whose pages would be cleared first
-                _write(file, tensor.contiguous().flatten().view(torch.uint8).numpy(), end)
+                if tensor.numel():  # numpy's empty arrays have strides that no view takes
+                    _write(file, tensor.contiguous().flatten().view(torch.uint8).numpy(), end)
                 end += -(-tensor.nbytes // ALIGNED) * ALIGNED
         os.ftruncate(file, max(end, 1))
         absent: dict[str, Any] = dict.fromkeys(places)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from w2v2dist.data.index_writer import check_place
 from w2v2dist.jobs.cluster import ClusterConfig, Executor, check_sbatch, refusal
 from w2v2dist.jobs.local import processes_here
 from w2v2dist.jobs.sweep import Sweep, fitting, make_array, missing, read_sweep, submit
@@ -23,6 +24,7 @@ def run(
     if args.at_once is not None and args.at_once < 1:
         raise ValueError(f"--at-once is {args.at_once} but must be at least 1")
     sweep = read_sweep(args.config, args.overrides)
+    check_place(sweep.folder, "run_dir")
     if cluster is None:
         return _here(sweep, args)
     low, high = nodes

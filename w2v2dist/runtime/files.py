@@ -15,6 +15,12 @@ def write_whole(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def in_the_way(folder: Path) -> Path | None:
+    """What is no folder where one is needed: in the folder's own place, or above it."""
+    there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), None)
+    return None if there is None or there.is_dir() else there
+
+
 def unwritable(path: Path) -> str:
     """Why a file cannot be written there; "" where it can. It is asked before hours of work."""
     if path.is_dir():

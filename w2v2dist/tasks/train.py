@@ -68,6 +68,7 @@ def open_source(config: Any) -> "SpeechSource | TextSource | GanSource":
 def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outcome":
     """Run one rank of a training."""
     from w2v2dist.checkpoint import CheckpointError
+    from w2v2dist.data.index_writer import check_place
     from w2v2dist.runtime.distributed import World
     from w2v2dist.tasks import finetune, language_model, pretrain, unsupervised
     from w2v2dist.tasks.alphabet import agreed_alphabet
@@ -76,6 +77,7 @@ def train(config_path: str, overrides: list[str], flag: PreemptionFlag) -> "Outc
     from w2v2dist.training.task import Task
 
     config = read_config(config_path, overrides)
+    check_place(Path(config.run_dir), "run_dir")  # before the data are read
     world = World.from_environment(config.loop.timeout_s)
     # A run that has saved needs its pre-trained model no more
     resumes = has_saved(Path(config.run_dir))

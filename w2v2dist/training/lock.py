@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from w2v2dist.data.index_writer import made
+
 
 class InUseError(RuntimeError):
     """Another process trains in the run folder."""
@@ -18,8 +20,9 @@ class InUseError(RuntimeError):
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold a run folder for this process, until it ends in whatever way (a POSIX record lock, which
-    workers do not inherit, where there are locks). Raises InUseError where another has it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    workers do not inherit, where there are locks). Raises InUseError where another has it,
+    ConfigError where a file is in its place."""
+    made(run_dir, "run_dir")
     with (run_dir / "lock").open("a+", encoding="utf-8") as file:
         started = time.monotonic()
         while True:

@@ -15,6 +15,7 @@ from w2v2dist.config import ConfigError
 from w2v2dist.data.audio import SAMPLE_RATE
 from w2v2dist.data.config import DataConfig
 from w2v2dist.data.index import ShardIndex
+from w2v2dist.data.index_writer import made
 from w2v2dist.data.source import open_index
 from w2v2dist.decode.evaluated import data_config
 from w2v2dist.interop.open import OpenedModel
@@ -38,7 +39,7 @@ from w2v2dist.unsupervised.features import (
 )
 from w2v2dist.unsupervised.fitted import Fitted, fit
 from w2v2dist.unsupervised.silence import Silence
-from w2v2dist.unsupervised.store_writer import PART, FeatureStoreWriter
+from w2v2dist.unsupervised.store_writer import PART, FeatureStoreWriter, check_once
 
 TOO_FAST_HZ = 20  # segments: the paper's runs converged at 14 to 16, and failed at 25 to 28
 STAGES = {"pairs": "pairs of segments", "segments": "segments"}
@@ -88,7 +89,8 @@ def _begin(work: Preparation, stack: contextlib.ExitStack) -> None:
     stack.enter_context(_held(folder.path))
     folder.check()
     fitted = folder.fitted(work.indices.get(TRAIN))
-    for index in work.indices.values():
+    for name, index in work.indices.items():
+        check_once(index.keys(), f"{_option(name)} {index.folders}: ")
         index.check_shard_sizes()
     needed = folder.needed_bytes(work.indices, fitted is not None)
     work.say(f"{folder.path} needs {folder.check_disk(needed)}")
@@ -276,10 +278,8 @@ def _tell(work: Preparation, name: str, store: FeatureStore) -> None:
 @contextlib.contextmanager
 def _held(output: Path) -> Iterator[None]:
     """The folder for this command alone."""
-    if output.is_file():
-        raise ConfigError(f"--output {output} is a file but must be a folder: choose another one")
     try:
-        with locked(output):
+        with locked(made(output, "--output")):
             yield
     except InUseError as error:
         raise ConfigError(str(error).replace("run_dir", "--output")) from None

@@ -33,16 +33,47 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        content = self._content()
+        path = self.folder / "store.json"
+        if not path.is_file():
+            raise ConfigError(self._missing())
+        try:
+            self._open(path)
+        except ConfigError:
+            raise
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ConfigError(
+                f"the features in {self.folder} are damaged ({what}): {AGAIN}"
+            ) from None
+
+    def _missing(self) -> str:
+        """What to say of a path that has no store."""
+        make = "make them with w2v2dist unsupervised audio"
+        if self.folder.is_file():
+            return f"{self.folder} is a file, but features are a folder: {make}, or name a folder"
+        if "," in str(self.folder) and not self.folder.exists():
+            return (
+                f"{self.folder} is several folders, but features are one: name one of them, or put "
+                "their recordings together in one command of w2v2dist unsupervised audio"
+            )
+        return (
+            f"{self.folder} holds no features (store.json is missing): {make}; an interrupted one "
+            "goes on with the same command"
+        )
+
+    def _open(self, path: Path) -> None:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        if content["version"] != VERSION:
+            raise ValueError(f"its version is {content['version']}, not {VERSION}")
         self.meta: dict[str, Any] = content["meta"]
         self.dim, self.dtype = int(content["dim"]), np.dtype(content["dtype"])
         self.fingerprint = str(content["fingerprint"])
-        lines = self._lines()
+        lines = read_jsonl(self.folder / "utterances.jsonl")
         self.keys: list[str] = [str(line["key"]) for line in lines]
         self.num_frames = np.array([line["num_frames"] for line in lines], np.int64)
         self.labels: dict[str, Label] = {r["key"]: r["label"] for r in lines if r.get("label")}
         self._num_targets = [line.get("num_targets") for line in lines]  # None: it has none
-        self._crc = [line["crc"] for line in lines]
+        self._crc = [int(line["crc"]) for line in lines]
         self._unseen = np.ones(len(lines), bool)  # whose frames were not compared with their sum
         self._ends = np.cumsum([0, *self.num_frames])
         self._target_ends = np.cumsum([0, *(n or 0 for n in self._num_targets)])
@@ -93,35 +124,6 @@ class FeatureStore:
         """Read all frames once. Raises ConfigError where one was damaged."""
         for i in range(len(self)):
             self.frames(i)
-
-    def _content(self) -> dict[str, Any]:
-        path = self.folder / "store.json"
-        try:
-            content = dict(json.loads(path.read_text(encoding="utf-8")))
-            if content["version"] != VERSION:
-                raise ValueError(f"its version is {content['version']}, not {VERSION}")
-            return content
-        except (FileNotFoundError, NotADirectoryError):
-            raise ConfigError(
-                f"{self.folder} holds no features (store.json is missing): make them with "
-                "w2v2dist unsupervised audio; an interrupted one goes on with the same command"
-            ) from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be used ({error}): {AGAIN}") from None
-
-    def _lines(self) -> list[dict[str, Any]]:
-        path = self.folder / "utterances.jsonl"
-        try:
-            lines = read_jsonl(path)
-        except ValueError as error:
-            raise ConfigError(f"{path} cannot be used ({error}): {AGAIN}") from None
-        for i, line in enumerate(lines, 1):
-            numbers = [line.get(n) for n in ("num_frames", "crc")] if isinstance(line, dict) else []
-            if not numbers or "key" not in line or not all(isinstance(n, int) for n in numbers):
-                raise ConfigError(
-                    f"{path} cannot be used (line {i} has no key, num_frames and crc): {AGAIN}"
-                )
-        return lines
 
     def _mapped(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self.folder / name

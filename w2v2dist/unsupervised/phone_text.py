@@ -32,6 +32,11 @@ class PhoneText:
     def __init__(self, folder: str | Path) -> None:
         """Raises ConfigError where the folder holds none, or one that is not whole."""
         self.folder = folder = Path(folder)
+        if folder.is_file():
+            raise ConfigError(
+                f"{folder} is a file, but a text of phones is a folder, which `w2v2dist "
+                "unsupervised text` makes: name one"
+            )
         if not (folder / META).is_file():
             raise ConfigError(
                 f"{folder} holds no text of phones ({META} is missing): make one with "

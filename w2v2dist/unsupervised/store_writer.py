@@ -103,7 +103,13 @@ class FeatureStoreWriter:
         for path in (self.folder / "store.json", self._aside / "about.json"):
             if not path.is_file():
                 continue
-            there = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                there = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{path} is damaged ({error}): remove {path.parent} and give the same command "
+                    "again"
+                ) from None
             differ = {
                 k: v for k, v in diff(there, self.about).items() if k.split(".")[0] in self.about
             }
@@ -194,12 +200,7 @@ class FeatureStoreWriter:
                 "command again, it makes them"
             )
         lines, skipped, targets = self._records(num_parts)
-        twice = [key for key, n in Counter(line["key"] for line in lines).items() if n > 1]
-        if twice:
-            raise ConfigError(
-                f"{len(twice)} keys are there twice ({twice[0]}): features are found by key; give "
-                "each recording a key of its own (shards/build.py does so within one folder)"
-            )
+        check_once(line["key"] for line in lines)
         self._join(lines, num_parts)
         with atomic(self._aside / "targets.npy") as file:
             np.save(file, targets)
@@ -272,6 +273,17 @@ class FeatureStoreWriter:
         shutil.rmtree(self.folder / "parts")
         (self.folder / "about.json").unlink()
         self.complete = True
+
+
+def check_once(keys: Iterable[str], where: str = "") -> None:
+    """Raise ConfigError where a key is there twice; `where` stands before what is said."""
+    twice = [key for key, n in Counter(keys).items() if n > 1]
+    if twice:
+        raise ConfigError(
+            f"{where}{len(twice)} keys are there twice ({twice[0]}): features are found by key; "
+            "name each folder of shards once, and give each recording a key of its own "
+            "(shards/build.py does so within one folder)"
+        )
 
 
 def fingerprint_of(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w2v2dist.config import ConfigError
+from w2v2dist.data.index_writer import check_place
 from w2v2dist.decode.phone_times import FORMS
 from w2v2dist.interop.open import MODEL
 from w2v2dist.runtime.keyed import keyed_rng
@@ -174,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
         --output data/synthetic_5
     """
     config = f"configs/unsupervised/synthetic_{args.level}.yaml"
+    check_place(args.output, "--output")
     if args.level == 5:
         real = _collage(args)
         found = write_collage(args.output, real)

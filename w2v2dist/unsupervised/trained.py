@@ -74,12 +74,22 @@ def open_trained(run_or_step: Path, symbols: list[str] | None = None) -> Trained
     check_trained(run_or_step)
     folder = checkpoint.find(run_or_step, None)
     meta = checkpoint.read_meta(folder)
-    if meta.get("config", {}).get("task") != "unsupervised":
+    try:
+        task = (meta.get("config") or {}).get("task")
+        if task == "unsupervised":
+            own, features = [*meta["phones"]["symbols"]], {**meta["features"]}
+            dim = int(features["dim"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ConfigError(
+            f"{folder / 'meta.json'} is damaged ({what}): give another checkpoint of the run "
+            "(RUN/checkpoints/step_…), or train again"
+        ) from None
+    if task != "unsupervised":
         raise ConfigError(
             f"{run_or_step} is no run of task unsupervised: give the folder of such a training"
         )
     config = from_dict(UnsupervisedConfig, meta["config"])
-    own, features = meta["phones"]["symbols"], meta["features"]
     if symbols is not None and symbols != own:
         other = sorted({*own} ^ {*symbols})
         what = f"only one of them has {' '.join(other[:8])}" if other else "their order differs"
@@ -88,7 +98,7 @@ def open_trained(run_or_step: Path, symbols: list[str] | None = None) -> Trained
             f"({what}): use the text of its training, or train anew with this one"
         )
     num_targets = config.model.num_targets if config.losses.auxiliary_weight else 0
-    generator = Generator(config.model.generator, features["dim"], len(own), num_targets)
+    generator = Generator(config.model.generator, dim, len(own), num_targets)
     values = {
         name.removeprefix(f"{GENERATOR}."): value
         for name, value in checkpoint.read_parameters(folder).items()
