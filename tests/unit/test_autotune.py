@@ -134,7 +134,7 @@ def test_the_random_batch_is_full_and_usable(task: str, tmp_path: Path) -> None:
         ([BASE, "--autotune-minutes", "inf"], "--autotune-minutes is inf but must be above 0"),
         ([BASE, "--output", str(ROOT)], "is a folder: name a file in it"),
         ([BASE, "--output", f"{__file__}/found.yaml"], "is no folder: name another place"),
-        ([BASE, f"run_dir={__file__}/run"], "is no folder: name another place"),
+        ([BASE, f"run_dir={__file__}/run"], f"{__file__} is a file: choose another run_dir"),
         ([BASE, "--processes", "0"], "--processes is 0 but this machine has"),
         ([BASE, "--processes", "10000"], "--processes is 10000 but this machine has"),
     ],
@@ -153,7 +153,7 @@ def test_options_of_a_search_without_one(option: str, capsys: pytest.CaptureFixt
 
 def test_a_run_folder_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--local", BASE, f"run_dir={__file__}/run"]) == 2
-    assert f"because {__file__} is no folder: name another place" in capsys.readouterr().err
+    assert f"but {__file__} is a file: choose another run_dir" in capsys.readouterr().err
 
 
 def test_what_is_found_does_not_replace_what_it_was_read_from(

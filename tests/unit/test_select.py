@@ -302,7 +302,7 @@ def test_what_cannot_be_read_is_named(sweep: Path, capsys: pytest.CaptureFixture
     said(f"{valid}/features.npy is damaged: the frames of")
     with (valid / "utterances.jsonl").open("a") as lines:
         lines.write("{}\n")
-    said(f"{valid}/utterances.jsonl cannot be used (line 11 has no key, num_frames and crc)")
+    said(f"the features in {valid} are damaged ('key' is missing): ")
     shutil.rmtree(valid)
     write_features(valid, 2, 10, prefix="v", dim=5)
     said(f"{sweep}/1/checkpoints/step_00000002 was trained on features with dim 8, but")

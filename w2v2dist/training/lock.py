@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from w2v2dist.data.index_writer import made
+from w2v2dist.config import ConfigError
+from w2v2dist.runtime.files import in_the_way
 
 
 class InUseError(RuntimeError):
@@ -22,7 +23,11 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold a run folder for this process, until it ends in whatever way (a POSIX record lock, which
     workers do not inherit, where there are locks). Raises InUseError where another has it,
     ConfigError where a file is in its place."""
-    made(run_dir, "run_dir")
+    if file := in_the_way(run_dir):
+        raise ConfigError(
+            f"run_dir needs the folder {run_dir}, but {file} is a file: choose another run_dir"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "lock").open("a+", encoding="utf-8") as file:
         started = time.monotonic()
         while True:
