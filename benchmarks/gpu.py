@@ -35,6 +35,7 @@ from benchmarks.machine import ROOT, machine, write_json
 from w2v2dist.runtime.files import unwritable
 
 LIMIT_S = 480.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END = 3000  # characters of a failed stage's output that are kept
 
 
@@ -116,10 +117,13 @@ def start_stage(args: argparse.Namespace, stage: str) -> str | None:
     if args.tiny:
         env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with log_path.open("wb") as log:
+        # A signal waits until the process that it would leave behind is known; a stage unblocks
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         process = subprocess.Popen(
             own, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code: int | None = process.wait(args.limit)
         except subprocess.TimeoutExpired:
             code = None
@@ -175,6 +179,7 @@ def run(args: argparse.Namespace) -> int:
     """All stages that were asked for, or the one of --stage."""
     args.output.mkdir(parents=True, exist_ok=True)
     if args.stage:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return run_stage(args)
     failed = []
     for stage in args.stages:
