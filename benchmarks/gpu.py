@@ -117,13 +117,18 @@ def start_stage(args: argparse.Namespace, stage: str) -> str | None:
     if args.tiny:
         env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with log_path.open("wb") as log:
-        # A signal waits until the process that it would leave behind is known; a stage unblocks
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        caught: list[int] = []  # signals, until the process that they would leave behind is known
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in (n for n, handler in handlers.items() if handler != signal.SIG_IGN):
+            signal.signal(number, lambda number, _: caught.append(number))
         process = subprocess.Popen(
             own, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if caught:
+                raise KeyboardInterrupt
             code: int | None = process.wait(args.limit)
         except subprocess.TimeoutExpired:
             code = None
@@ -179,7 +184,6 @@ def run(args: argparse.Namespace) -> int:
     """All stages that were asked for, or the one of --stage."""
     args.output.mkdir(parents=True, exist_ok=True)
     if args.stage:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return run_stage(args)
     failed = []
     for stage in args.stages:
