@@ -9,7 +9,7 @@ import json
 import os
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -246,6 +246,11 @@ def changeable(cls: type[Any], prefix: str = "") -> list[str]:
         elif dataclasses.is_dataclass(hint := hints[item.name]) and isinstance(hint, type):
             out += changeable(hint, f"{prefix}{item.name}.")
     return out
+
+
+def is_within(key: str, names: Collection[str]) -> bool:
+    """Whether a dotted key, or the section that it is in, is one of the names."""
+    return key in names or key.partition(".")[0] in names
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:

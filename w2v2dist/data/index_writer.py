@@ -148,10 +148,8 @@ def made(folder: Path, key: str) -> Path:
 def check_place(folder: Path, key: str) -> None:
     """Raise ConfigError where a folder that an option or a key names cannot be made, because there
     is a file."""
-    if file := in_the_way(folder):
-        raise ConfigError(
-            f"{key} needs the folder {folder}, but {file} is a file: choose another {key}"
-        )
+    if why := in_the_way(folder, key):
+        raise ConfigError(why)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from w2v2dist.config import (
     changeable,
     flatten,
     from_dict,
+    is_within,
     parse_overrides,
     read_yaml,
     to_dict,
@@ -142,8 +143,9 @@ def _draft(
         set_ = flatten(filled(entry.set, values, f"{where}.set"))
         settings = tuple(f"{key}={_as_text(value)}" for key, value in set_.items())
         resolved = read_config(config, [*settings, f"run_dir={OUT}"])
-        kind, what = str(resolved.task), _lasting(resolved)
-        counting = tuple(s for s in settings if _counts(s.partition("=")[0], resolved))
+        kind, free = str(resolved.task), _free(resolved)
+        what = {k: v for k, v in flatten(to_dict(resolved)).items() if not is_within(k, free)}
+        counting = tuple(s for s in settings if not is_within(s.partition("=")[0], free))
         commands = _training(config, settings, nodes)
     else:
         lines = entry.run if isinstance(entry.run, list) else [entry.run]
@@ -213,15 +215,10 @@ def _as_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _lasting(config: Any) -> dict[str, Any]:
-    """A configuration without what a resumed run may change, and where it is."""
-    return {k: v for k, v in flatten(to_dict(config)).items() if _counts(k, config)}
-
-
-def _counts(key: str, config: Any) -> bool:
-    """Whether another value makes another training."""
-    may = {*changeable(type(config)), "run_dir"} - COUNT
-    return key not in may and key.split(".")[0] not in may
+def _free(config: Any) -> set[str]:
+    """The settings of which another value makes no other training: what a resumed run may change,
+    and where it is."""
+    return {*changeable(type(config)), "run_dir"} - COUNT
 
 
 def _kinds(commands: tuple[Argv, ...], where: str) -> str:

@@ -15,10 +15,13 @@ def write_whole(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def in_the_way(folder: Path) -> Path | None:
-    """What is no folder where one is needed: in the folder's own place, or above it."""
+def in_the_way(folder: Path, key: str) -> str:
+    """Why a folder that an option or a key names cannot be made: a file is in its place, or above
+    it; "" where none is."""
     there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), None)
-    return None if there is None or there.is_dir() else there
+    if there is None or there.is_dir():
+        return ""
+    return f"{key} needs the folder {folder}, but {there} is a file: choose another {key}"
 
 
 def unwritable(path: Path) -> str:

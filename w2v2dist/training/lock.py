@@ -23,10 +23,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold a run folder for this process, until it ends in whatever way (a POSIX record lock, which
     workers do not inherit, where there are locks). Raises InUseError where another has it,
     ConfigError where a file is in its place."""
-    if obstacle := in_the_way(run_dir):
-        raise ConfigError(
-            f"run_dir needs the folder {run_dir}, but {obstacle} is a file: choose another run_dir"
-        )
+    if why := in_the_way(run_dir, "run_dir"):
+        raise ConfigError(why)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "lock").open("a+", encoding="utf-8") as file:
         started = time.monotonic()

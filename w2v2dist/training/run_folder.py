@@ -18,6 +18,7 @@ from w2v2dist.config import (
     changeable,
     diff,
     flatten,
+    is_within,
     merge,
     read_yaml,
     to_dict,
@@ -100,7 +101,7 @@ def refused_changes(config: Any, old: dict[str, Any]) -> str:
     defaults = to_dict(type(config)(run_dir=config.run_dir))
     changed = diff(merge(defaults, old), to_dict(config))
     may = changeable(type(config))
-    refused = {k: v for k, v in changed.items() if k not in may and k.split(".")[0] not in may}
+    refused = {k: v for k, v in changed.items() if not is_within(k, may)}
     return "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
 
 
@@ -112,7 +113,7 @@ def learned_by(cls: type[Any], values: Mapping[str, Any]) -> str:
     may = {*changeable(cls)} - {*LEARNED_FROM}
     if settings.get("alarms.on_alarm") == "rollback":
         may -= {"alarms"}
-    kept = {k: v for k, v in settings.items() if k not in may and k.split(".")[0] not in may}
+    kept = {k: v for k, v in settings.items() if not is_within(k, may)}
     for key in LEARNED_FROM:
         if isinstance(text := kept.get(key), str):
             places = [os.path.realpath(os.path.expanduser(name)) for name in text.split(",")]
